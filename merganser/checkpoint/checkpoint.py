@@ -1,0 +1,180 @@
+"""A checkpoint: tensors at rest plus the small files that travel with them. Opening reads headers only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoint import layout
+from merganser.checkpoint.adapter import AdapterDelta, read_adapter
+from merganser.checkpoint.files import StoredFile
+from merganser.checkpoint.header import read_header
+from merganser.checkpoint.tensor import StoredTensor
+from merganser.errors import CheckpointError, RequestError, listing
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What `open_checkpoint` found.
+
+    `tensors` are in file order. `deltas` is filled instead for a LoRA adapter: the changes it makes to tensors of its
+    base. `aliases` maps a name that the files do not hold to the tensor it is tied to.
+    """
+
+    name: str
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[StoredFile, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    deltas: Mapping[str, AdapterDelta] = field(default_factory=dict)
+    format: str = "safetensors"
+
+    @property
+    def directory(self) -> Path | None:
+        """The model directory, or None for a bare file."""
+        return self.path if self.path.is_dir() else None
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The model's config.json, or None where there is none."""
+        if self.directory is None or not (self.directory / "config.json").exists():
+            return None
+        return layout.read_json(self.directory / "config.json")
+
+    @cached_property
+    def companions(self) -> list[Path]:
+        """The small files that travel with the weights, relative to the directory."""
+        return layout.companion_files(self.directory) if self.directory else []
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is a LoRA adapter, that is a vector and not a model."""
+        return bool(self.deltas)
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file was changed or lost since it was opened."""
+        for file in self.files:
+            file.check_unchanged()
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    allow_pickle: bool = False,
+    relative_to: Path | None = None,
+) -> Checkpoint:
+    """Open what is at `path`: a model directory, an index, a bare weights file or a PEFT adapter directory.
+
+    Only headers are read. `name` is what errors and the manifest call it (default: the file or directory name).
+    Pickled files (.bin, .pt, .pth) are refused unless `allow_pickle`, and then only tensors are loaded from them.
+
+    Raises `CheckpointError` for malformed or hostile files, `RequestError` where nothing is found or pickle is needed.
+    """
+    found = layout.locate(path, relative_to)
+    name = name or found.resolve().name
+    if found.is_dir():
+        return _open_directory(found, name, allow_pickle)
+    if found.name.endswith(layout.INDEX_SUFFIX):
+        return _open_index(found, found.parent, name, allow_pickle)
+    if found.suffix == ".safetensors":
+        return _open_safetensors([found], found, name)
+    if found.suffix in (".bin", ".pt", ".pth", ".ckpt", ".tar"):
+        return _open_pickles([found], found, name, allow_pickle)
+    raise RequestError(
+        f"{found}: not a kind of checkpoint that is read (a model directory, a .safetensors file, an index, "
+        "a PEFT adapter directory, or with --allow-pickle a .bin, .pt or .pth file)"
+    )
+
+
+def _open_directory(directory: Path, name: str, allow_pickle: bool) -> Checkpoint:
+    if (directory / layout.ADAPTER_CONFIG).exists():
+        deltas, files = read_adapter(directory, name, allow_pickle=allow_pickle)
+        return Checkpoint(name, directory, {}, files, deltas=deltas, format="peft")
+    index = layout.find_index(directory, layout.SAFETENSORS_NAMES)
+    single = [directory / n for n in layout.SAFETENSORS_NAMES if (directory / n).exists()]
+    if index is not None and single:
+        raise CheckpointError(
+            f"{directory}: holds both {index.name} and {single[0].name}; it is not clear which is the model. "
+            "Remove the stale one or open the file itself"
+        )
+    if index is not None:
+        return _open_index(index, directory, name, allow_pickle)
+    if single:
+        layout.refuse_link_out(single[0])
+        return _open_safetensors(single[:1], directory, name)
+    bare = sorted(p for p in directory.glob("*.safetensors") if not p.name.startswith("."))
+    if bare:
+        for path in bare:
+            layout.refuse_link_out(path)
+        return _open_safetensors(bare, directory, name)
+    index = layout.find_index(directory, layout.PICKLE_NAMES)
+    if index is not None:
+        return _open_index(index, directory, name, allow_pickle)
+    pickles = [directory / n for n in layout.PICKLE_NAMES if (directory / n).exists()]
+    pickles = pickles or sorted(p for s in (".bin", ".pt", ".pth") for p in directory.glob(f"*{s}"))
+    pickles = [p for p in pickles if p.name != "training_args.bin"]
+    if pickles:
+        return _open_pickles(pickles[:1] if len(pickles) == 1 else pickles, directory, name, allow_pickle)
+    inside = listing(sorted(p.name for p in directory.iterdir())) or "nothing"
+    raise RequestError(f"{directory}: holds no weights (found {inside})")
+
+
+def _open_index(index: Path, path: Path, name: str, allow_pickle: bool) -> Checkpoint:
+    layout.refuse_link_out(index)
+    weight_map = layout.read_index(index)
+    shards = [index.parent / shard for shard in sorted(set(weight_map.values()))]
+    if all(shard.suffix == ".safetensors" for shard in shards):
+        checkpoint = _open_safetensors(shards, path, name)
+    else:
+        checkpoint = _open_pickles(shards, path, name, allow_pickle)
+    for tensor, shard in weight_map.items():
+        at = checkpoint.tensors.get(tensor)
+        if at is None or at.file.path.name != shard:
+            where = "no shard does" if at is None else f"{at.file.path.name} does"
+            raise CheckpointError(f"{index}: says that {shard} holds tensor {tensor!r}, but {where}")
+    extra = [t for t in checkpoint.tensors if t not in weight_map]
+    if extra:
+        raise CheckpointError(f"{index}: does not list tensors that its shards hold: {listing(extra)}")
+    return checkpoint
+
+
+def _open_safetensors(paths: list[Path], path: Path, name: str) -> Checkpoint:
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    files = []
+    for file in map(StoredFile, paths):
+        found, told = read_header(file, name)
+        _add_shard(tensors, found, file)
+        metadata.update(told)
+        files.append(file)
+    return Checkpoint(name, path, tensors, tuple(files), metadata)
+
+
+def _open_pickles(paths: list[Path], path: Path, name: str, allow_pickle: bool) -> Checkpoint:
+    if not allow_pickle:
+        raise RequestError(
+            f"{paths[0]}: is a pickled checkpoint, which can carry code. With --allow-pickle (allow_pickle=True) its "
+            "tensors are read and nothing else in it is run; better, save it as safetensors"
+        )
+    from merganser.checkpoint.pickled import read_pickled
+
+    tensors: dict[str, StoredTensor] = {}
+    files = []
+    for one in paths:
+        layout.refuse_link_out(one)
+        file = StoredFile(one)
+        _add_shard(tensors, read_pickled(file, name), file)
+        files.append(file)
+    return Checkpoint(name, path, tensors, tuple(files), format="torch")
+
+
+def _add_shard(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor], file: StoredFile) -> None:
+    for name, tensor in found.items():
+        if name in tensors:
+            raise CheckpointError(f"tensor {name!r} is in two files, {tensors[name].file.path} and {file.path}")
+        tensors[name] = tensor

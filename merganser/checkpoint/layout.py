@@ -1,0 +1,169 @@
+"""Where the files of a checkpoint are: single files, shards behind an index, Hugging Face model directories.
+
+Names that come from files are hostile: a shard name must be a plain file name inside the checkpoint's directory. The
+one kind of link that may lead out is the one the Hugging Face cache itself makes (snapshots/REV/file -> blobs/HASH).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoint.header import parse_json
+from merganser.errors import CheckpointError, RequestError, listing
+
+MAX_JSON_FILE_BYTES = 100_000_000
+INDEX_SUFFIX = ".index.json"
+SAFETENSORS_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+PICKLE_NAMES = ("pytorch_model.bin",)
+ADAPTER_CONFIG = "adapter_config.json"
+MANIFEST_NAME = "merganser.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz")
+
+
+def locate(text: str | os.PathLike[str], relative_to: Path | None = None) -> Path:
+    """The path of a checkpoint: as given, relative to `relative_to`, or a hub id in the local Hugging Face cache.
+
+    Nothing is downloaded. Raises `RequestError` that lists the places looked at.
+    """
+    path = Path(text).expanduser()
+    tried = [path]
+    if path.exists():
+        return path
+    if relative_to is not None and not path.is_absolute():
+        tried.append(relative_to / path)
+        if tried[-1].exists():
+            return tried[-1]
+    snapshot = _cached_snapshot(str(text))
+    if snapshot is not None:
+        return snapshot
+    near = _nearest_sibling(path)
+    raise RequestError(
+        f"there is no checkpoint at {str(text)!r}{near} (looked at {listing(str(p) for p in tried)} and the local "
+        "Hugging Face cache; nothing is downloaded)"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object that came with a checkpoint; malformed, huge or not an object is a `CheckpointError`."""
+    try:
+        if path.stat().st_size > MAX_JSON_FILE_BYTES:
+            raise CheckpointError(f"{path}: larger than the cap of {MAX_JSON_FILE_BYTES:,} bytes")
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not acceptable JSON: {error}") from error
+
+
+def resolve_inside(directory: Path, name: str, told_by: Path) -> Path:
+    """The file `name` of `directory`, or a `CheckpointError` if the name or a link leads out or nothing is there."""
+    if not name or name != os.path.basename(name) or "\\" in name or ":" in name or name in (".", "..") or "\0" in name:
+        raise CheckpointError(
+            f"{told_by}: names the file {name!r}; only plain file names beside the index are followed"
+        )
+    path = directory / name
+    if not path.exists():
+        raise CheckpointError(f"{told_by}: names the file {name!r}, which is missing")
+    refuse_link_out(path)
+    if not path.is_file():
+        raise CheckpointError(f"{told_by}: names {name!r}, which is not a regular file")
+    return path
+
+
+def refuse_link_out(path: Path) -> None:
+    """A symbolic link must stay inside its directory (or be one that the Hugging Face cache made)."""
+    if not path.is_symlink():
+        return
+    home, target = path.parent.resolve(), path.resolve()
+    if target.is_relative_to(home):
+        return
+    blobs = home.parent.parent / "blobs"
+    if home.parent.name == "snapshots" and target.parent == blobs.resolve():
+        return
+    raise CheckpointError(f"{path}: is a link that leads out of its directory, to {target}; it is not followed")
+
+
+def find_index(directory: Path, stems: tuple[str, ...]) -> Path | None:
+    """The index file beside the shards, if the directory has one."""
+    for stem in stems:
+        path = directory / (stem + INDEX_SUFFIX)
+        if path.exists():
+            refuse_link_out(path)
+            return path
+    return None
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The weight map of an index: tensor name to plain file name, checked for shape and safety."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: has no weight_map")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: the entry of tensor {tensor!r} is not a file name")
+    for name in sorted(set(weight_map.values())):
+        resolve_inside(path.parent, name, path)
+    return weight_map
+
+
+def companion_files(directory: Path) -> list[Path]:
+    """The small files that travel with the weights, relative to `directory`: config, tokenizer, templates, licence.
+
+    Left out: weights of any format, indices, the manifest and README of another model, hidden files, links that lead
+    out. One level of sub-directories is taken when it holds no weights (`1_Pooling/config.json`).
+    """
+    found: list[Path] = []
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and not path.is_symlink():
+            inner = [p for p in sorted(path.iterdir()) if p.is_file()]
+            if inner and not any(p.suffix in WEIGHT_SUFFIXES for p in inner):
+                found += [p.relative_to(directory) for p in inner if _travels(p)]
+        elif path.is_file() and _travels(path):
+            found.append(path.relative_to(directory))
+    return found
+
+
+def _travels(path: Path) -> bool:
+    name = path.name
+    if name.startswith(".") or name.endswith(INDEX_SUFFIX) or name == MANIFEST_NAME:
+        return False
+    if path.suffix in WEIGHT_SUFFIXES or name.lower().startswith("readme"):
+        return False
+    if name.startswith(("adapter_", "trainer_state", "optimizer", "scheduler", "rng_state", "training_args")):
+        return False
+    try:
+        refuse_link_out(path)
+    except CheckpointError:
+        return False
+    kinds = (".json", ".txt", ".model", ".jinja", ".py", ".md", ".tiktoken", ".spm", ".vocab", ".merges")
+    return path.suffix in kinds or name.upper().startswith(("LICENSE", "LICENCE", "NOTICE", "USE_POLICY"))
+
+
+def _cached_snapshot(text: str) -> Path | None:
+    """The newest local snapshot of a hub id `owner/name[@revision]`, as huggingface_hub lays it out."""
+    name, _, revision = text.partition("@")
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or any(p in (".", "..") for p in parts):
+        return None
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{parts[0]}--{parts[1]}"
+    revision = revision or "main"
+    if "/" in revision or revision.startswith("."):
+        return None
+    reference = cache / "refs" / revision
+    if reference.is_file():
+        revision = reference.read_text().strip()
+    snapshot = cache / "snapshots" / revision
+    return snapshot if snapshot.is_dir() else None
+
+
+def _nearest_sibling(path: Path) -> str:
+    from merganser.errors import did_you_mean
+
+    try:
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError:
+        names = []
+    return did_you_mean(path.name, names)
