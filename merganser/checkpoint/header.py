@@ -1,14 +1,16 @@
 """The safetensors header, read as something hostile and written as something plain.
 
-Format: 8 bytes little-endian length N, N bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the data. Every rule
-below is checked before anything in the header is used; `tests/attacks` holds one file per rule.
+Format: 8 bytes little-endian length N, N bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the data.
+Every rule below is checked before anything in the header is used; `tests/attacks` holds one file per rule.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import reprlib
 import struct
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -50,7 +52,7 @@ def read_header(file: StoredFile, parent: str) -> tuple[dict[str, StoredTensor],
 
     metadata = header.pop("__metadata__", {})
     if not _is_text_map(metadata):
-        raise bad("__metadata__ is not a map from text to text")
+        raise bad("__metadata__ is not a map from text to text, or holds half of a surrogate pair")
 
     data_start, data_size = 8 + length, file.size - 8 - length
     tensors: dict[str, StoredTensor] = {}
@@ -64,7 +66,9 @@ def read_header(file: StoredFile, parent: str) -> tuple[dict[str, StoredTensor],
     previous = "the header"
     for begin, end, name in sorted(spans):
         if begin < position:
-            raise bad(f"tensor {name!r} starts at byte {begin:,} inside {previous!r}, which ends at {position:,}")
+            raise bad(
+                f"tensor {name!r} starts at byte {begin:,} inside {previous!r}, which ends at {position:,}"
+            )
         if begin > position:
             raise bad(f"bytes {position:,} to {begin:,} before tensor {name!r} belong to no tensor")
         position, previous = end, name
@@ -75,24 +79,27 @@ def read_header(file: StoredFile, parent: str) -> tuple[dict[str, StoredTensor],
 
 def _entry(name: str, entry: Any, data_size: int, bad: Any) -> tuple[DType, tuple[int, ...], int, int]:
     where = f"tensor {name!r}"
-    if not name or len(name) > MAX_NAME_LENGTH or any(ord(c) < 32 for c in name):
-        raise bad(f"tensor name {name[:80]!r} is empty, longer than {MAX_NAME_LENGTH} or has control characters")
+    if (fault := name_fault(name)) is not None:
+        raise bad(fault)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise bad(f"{where} does not have exactly the keys dtype, shape and data_offsets")
     dtype = BY_NAME.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         known = ", ".join(d.name for d in ALL)
-        hint = did_you_mean(str(entry["dtype"]), BY_NAME)
-        raise bad(f"{where} has dtype {entry['dtype']!r}, which is not read{hint} (read: {known})")
+        told = reprlib.repr(entry["dtype"])[:40]
+        hint = did_you_mean(told.strip("'\""), BY_NAME)
+        raise bad(f"{where} has dtype {told}, which is not read{hint} (read: {known})")
     shape = entry["shape"]
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(n) for n in shape):
-        raise bad(f"{where} has shape {str(shape)[:80]}, not a list of at most {MAX_DIMENSIONS} sizes")
+        raise bad(
+            f"{where} has shape {reprlib.repr(shape)[:80]}, not a list of at most {MAX_DIMENSIONS} sizes"
+        )
     size = math.prod(shape)
     if size * dtype.itemsize > MAX_ELEMENTS:
         raise bad(f"{where} of shape {shape} overflows")
     offsets = entry["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
-        raise bad(f"{where} has data_offsets {str(offsets)[:80]}, not two sizes")
+        raise bad(f"{where} has data_offsets {reprlib.repr(offsets)[:80]}, not two sizes")
     begin, end = offsets
     if begin > end or end > data_size:
         raise bad(f"{where} lies at bytes {begin:,} to {end:,} of {data_size:,} bytes of data")
@@ -105,7 +112,7 @@ def _entry(name: str, entry: Any, data_size: int, bad: Any) -> tuple[DType, tupl
 
 
 def write_header(entries: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON for tensors laid out back to back in the given order, padded so that data is 8-aligned."""
+    """Length and JSON for tensors laid out back to back in the given order, padded to 8-align the data."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in entries:
@@ -125,7 +132,7 @@ def parse_json(raw: bytes | bytearray) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in pairs:
             if key in result:
-                raise ValueError(f"the key {key!r} stands twice")
+                raise ValueError(f"the key {key[:80]!r} stands twice")
             result[key] = value
         return result
 
@@ -141,9 +148,23 @@ def parse_json(raw: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
+def name_fault(name: Any) -> str | None:
+    """What is wrong with a tensor's name, or None. A good one is a line of text that UTF-8 can hold."""
+    if not isinstance(name, str):
+        return f"a tensor has a {type(name).__name__} as its name, not text"
+    if not name or len(name) > MAX_NAME_LENGTH or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        return f"tensor name {name[:80]!r} is empty, longer than {MAX_NAME_LENGTH} or has control characters"
+    return None
+
+
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ELEMENTS
 
 
 def _is_text_map(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+    return isinstance(value, dict) and all(_is_text(k) and _is_text(v) for k, v in value.items())
+
+
+def _is_text(value: Any) -> bool:
+    """Text that can be written again: JSON can escape half of a surrogate pair, which UTF-8 cannot hold."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)

@@ -76,12 +76,15 @@ def refuse_link_out(path: Path) -> None:
     """A symbolic link must stay inside its directory (or be one that the Hugging Face cache made)."""
     if not path.is_symlink():
         return
-    home, target = path.parent.resolve(), path.resolve()
+    try:
+        home, target = path.parent.resolve(), path.resolve()
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"{path}: is a link that leads in a circle") from None
     if target.is_relative_to(home):
         return
-    blobs = home.parent.parent / "blobs"
-    if home.parent.name == "snapshots" and target.parent == blobs.resolve():
-        return
+    for above in home.parents:
+        if above.name == "snapshots" and target.parent == (above.parent / "blobs").resolve():
+            return
     raise CheckpointError(f"{path}: is a link that leads out of its directory, to {target}; it is not followed")
 
 

@@ -1,0 +1,56 @@
+"""What weights mean: lazy expressions, degrees, names, and the vocabulary of methods. Nothing here reads tensors."""
+
+from merganser.algebra.expression import Expression, Leaf, LowRank, apply
+from merganser.algebra.selection import Coefficient
+from merganser.algebra.vocabulary import (
+    absolute,
+    cast,
+    clip,
+    disjoint_mean,
+    dot,
+    elect_sign,
+    kth_magnitude,
+    l1_norm,
+    largest,
+    mean,
+    norm,
+    random_drop,
+    sign,
+    slerp,
+    total,
+    trim,
+    trim_band,
+    weighted_sum,
+    where,
+)
+from merganser.algebra.weights import Entry, Weights, from_checkpoint
+
+__all__ = [
+    "Coefficient",
+    "Entry",
+    "Expression",
+    "Leaf",
+    "LowRank",
+    "Weights",
+    "absolute",
+    "apply",
+    "cast",
+    "clip",
+    "disjoint_mean",
+    "dot",
+    "elect_sign",
+    "from_checkpoint",
+    "kth_magnitude",
+    "l1_norm",
+    "largest",
+    "mean",
+    "norm",
+    "random_drop",
+    "sign",
+    "slerp",
+    "total",
+    "trim",
+    "trim_band",
+    "weighted_sum",
+    "where",
+]

@@ -1,0 +1,281 @@
+"""Expressions: what an output tensor is, as a graph over stored tensors. Nothing here computes.
+
+A node is either a *tensor* (it has elements) or a *scalar* (shape `()`: a number, a reduction, or arithmetic on those).
+Scalars combine with any tensor; two tensors must have the same shape. Graphs are immutable and shared freely.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from merganser.algebra.operations import OPERATIONS, Operation
+from merganser.checkpoint import AdapterDelta, DType, StoredTensor
+from merganser.errors import AlgebraError
+
+Number = int | float
+
+
+class Expression:
+    """A node of the graph. Arithmetic on nodes builds nodes."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape; `()` for scalars, and for tensors without dimensions."""
+        return ()
+
+    @property
+    def wide(self) -> bool:
+        """Whether arithmetic on this node runs in f64 (an input is F64) rather than f32."""
+        return False
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the node is one number rather than a tensor (which may have one element and no dimensions)."""
+        return False
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def arguments(self) -> tuple[Expression, ...]:
+        """The nodes that this one is computed from."""
+        return ()
+
+    def __add__(self, other: Expression | Number) -> Expression:
+        return apply("add", self, other)
+
+    def __radd__(self, other: Number) -> Expression:
+        return apply("add", other, self)
+
+    def __sub__(self, other: Expression | Number) -> Expression:
+        return apply("sub", self, other)
+
+    def __rsub__(self, other: Number) -> Expression:
+        return apply("sub", other, self)
+
+    def __mul__(self, other: Expression | Number) -> Expression:
+        return apply("mul", self, other)
+
+    def __rmul__(self, other: Number) -> Expression:
+        return apply("mul", other, self)
+
+    def __truediv__(self, other: Expression | Number) -> Expression:
+        return apply("div", self, other)
+
+    def __rtruediv__(self, other: Number) -> Expression:
+        return apply("div", other, self)
+
+    def __neg__(self) -> Expression:
+        return apply("neg", self)
+
+    def __abs__(self) -> Expression:
+        return apply("abs", self)
+
+    def __lt__(self, other: Expression | Number) -> Expression:
+        return apply("lt", self, other)
+
+    def __le__(self, other: Expression | Number) -> Expression:
+        return apply("le", self, other)
+
+    def __gt__(self, other: Expression | Number) -> Expression:
+        return apply("gt", self, other)
+
+    def __ge__(self, other: Expression | Number) -> Expression:
+        return apply("ge", self, other)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf(Expression):
+    """A tensor at rest."""
+
+    tensor: StoredTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored shape."""
+        return self.tensor.shape
+
+    @property
+    def wide(self) -> bool:
+        """True for F64."""
+        return self.tensor.dtype.name == "F64"
+
+    @property
+    def carried(self) -> bool:
+        """Integer and bool tensors are never computed with: they are carried from one parent, bit for bit."""
+        return not self.tensor.dtype.is_float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank(Expression):
+    """The change a LoRA adapter makes to one tensor: `scale * left @ right`."""
+
+    delta: AdapterDelta
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor it changes."""
+        return self.delta.shape
+
+    @property
+    def wide(self) -> bool:
+        """Factors are computed with in f32."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant(Expression):
+    """A number."""
+
+    value: float
+
+    @property
+    def is_scalar(self) -> bool:
+        """True."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw(Expression):
+    """Uniform random numbers in [0, 1), one per element, a function of `key` and the element's flat index only."""
+
+    key: tuple[str, ...]
+    dimensions: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the tensor the numbers are for."""
+        return self.dimensions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Apply(Expression):
+    """An elementwise operation, or arithmetic on scalars when all arguments are scalars."""
+
+    operation: Operation
+    operands: tuple[Expression, ...]
+    dimensions: tuple[int, ...]
+    in_f64: bool
+    scalar: bool
+
+    @property
+    def arguments(self) -> tuple[Expression, ...]:
+        """The operands."""
+        return self.operands
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the tensors among the operands."""
+        return self.dimensions
+
+    @property
+    def wide(self) -> bool:
+        """Whether an operand is wide."""
+        return self.in_f64
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether all operands are scalars."""
+        return self.scalar
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Round(Expression):
+    """The argument rounded to `dtype` and widened again (to nearest, ties to even)."""
+
+    dtype: DType
+    argument: Expression
+
+    @property
+    def arguments(self) -> tuple[Expression, ...]:
+        """The rounded node."""
+        return (self.argument,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the argument's."""
+        return self.argument.shape
+
+    @property
+    def wide(self) -> bool:
+        """As the argument's."""
+        return self.argument.wide
+
+    @property
+    def is_scalar(self) -> bool:
+        """As the argument's."""
+        return self.argument.is_scalar
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduce(Expression):
+    """A scalar from all elements of one tensor, or of several (whole-model scope).
+
+    kind: `sum` (in f64, in a fixed order), `max` (of magnitudes) or `kth_magnitude` (the exact `rank`-th largest
+    magnitude, rank from 1).
+    """
+
+    kind: str
+    operands: tuple[Expression, ...]
+    rank: int = 0
+
+    @property
+    def arguments(self) -> tuple[Expression, ...]:
+        """The tensors reduced."""
+        return self.operands
+
+    @property
+    def is_scalar(self) -> bool:
+        """True."""
+        return True
+
+
+def as_expression(value: Expression | Number) -> Expression:
+    """A node, or a number as a node."""
+    return value if isinstance(value, Expression) else Constant(float(value))
+
+
+def apply(name: str, *operands: Expression | Number) -> Expression:
+    """The elementwise operation `name` on nodes and numbers.
+
+    Raises `AlgebraError` for tensors of different shapes, and for integer or bool tensors.
+    """
+    operation = OPERATIONS[name]
+    nodes = tuple(as_expression(operand) for operand in operands)
+    shape: tuple[int, ...] | None = None
+    for node in nodes:
+        if isinstance(node, Leaf) and node.carried:
+            raise AlgebraError(
+                f"tensor {node.tensor.name!r} of {node.tensor.parent!r} is {node.tensor.dtype}: integer and bool "
+                "tensors are carried from one parent, never computed with"
+            )
+        if node.is_scalar:
+            continue
+        if shape is not None and node.shape != shape:
+            raise AlgebraError(f"shapes {list(shape)} and {list(node.shape)} differ in {operation.name!r}")
+        shape = node.shape
+    if shape is not None and operation.host_only:
+        raise AlgebraError(f"{operation.name!r} works on scalars (norms, dot products), not on whole tensors")
+    return Apply(operation, nodes, shape or (), any(node.wide for node in nodes), shape is None)
+
+
+def walk(roots: list[Expression]) -> list[Expression]:
+    """Every node below `roots`, arguments before their users, each once."""
+    seen: set[int] = set()
+    order: list[Expression] = []
+    stack: list[tuple[Expression, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((argument, False) for argument in reversed(node.arguments))
+    return order

@@ -1,0 +1,381 @@
+"""`Weights`: an immutable mapping from tensor name to expression, with a degree per tensor.
+
+A checkpoint is a point (degree 1), a difference of two is a vector (degree 0). `+` and `-` add and subtract degrees,
+`*` and `/` by a number scale them. Masks, norms and statistics act as coefficients: they have degree 1, and products
+and quotients of `Weights` multiply and divide degrees, so `sum(f * w) / sum(f)` has degree 1 again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from merganser.algebra.expression import Expression, Leaf, LowRank, Number, apply
+from merganser.algebra.selection import Coefficient, Pattern, coefficients, matching
+from merganser.checkpoint import Checkpoint
+from merganser.errors import AlgebraError, did_you_mean, listing
+
+DEGREE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one name stands for."""
+
+    expression: Expression
+    degree: float
+
+    @property
+    def carried(self) -> bool:
+        """Whether this is an integer or bool tensor, which arithmetic passes by."""
+        return isinstance(self.expression, Leaf) and self.expression.carried
+
+
+class Weights(Mapping[str, Expression]):
+    """Lazy weights. Arithmetic builds expressions; `save` runs them.
+
+    `label` is what errors call these weights and what keys their random draws. `origin` is the checkpoint whose small
+    files (config, tokenizer ...) travel with them, and which a saved result must cover. `dropped` are names of the
+    origin that were left out on purpose (`select`, `drop`).
+    """
+
+    __slots__ = ("_entries", "checkpoints", "dropped", "label", "origin")
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        *,
+        label: str,
+        origin: Checkpoint | None,
+        checkpoints: tuple[Checkpoint, ...] = (),
+        dropped: frozenset[str] = frozenset(),
+    ) -> None:
+        self._entries = dict(entries)
+        self.label = label
+        self.origin = origin
+        self.checkpoints = checkpoints
+        self.dropped = dropped
+
+    # A mapping ----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Expression:
+        try:
+            return self._entries[name].expression
+        except KeyError:
+            raise AlgebraError(f"{self.label!r} has no tensor {name!r}{did_you_mean(name, self._entries)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<Weights {self.label!r}: {len(self)} tensors, degree {_degree_text(self._entries.values())}>"
+
+    def entry(self, name: str) -> Entry:
+        """The expression and the degree of one tensor."""
+        self[name]
+        return self._entries[name]
+
+    @property
+    def degree(self) -> float:
+        """The common degree of the tensors. Raises `AlgebraError` where they differ."""
+        degrees = {round(entry.degree, 6) for entry in self._entries.values() if not entry.carried}
+        if len(degrees) > 1:
+            raise AlgebraError(f"the tensors of {self.label!r} have different degrees: {listing(map(str, degrees))}")
+        return degrees.pop() if degrees else 1.0
+
+    # Arithmetic ---------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Weights | Number) -> Weights:
+        return _combine("add", self, other)
+
+    def __radd__(self, other: Number) -> Weights:
+        return self if other == 0 else _combine("add", self, other)
+
+    def __sub__(self, other: Weights | Number) -> Weights:
+        return _combine("sub", self, other)
+
+    def __mul__(self, other: Weights | Coefficient) -> Weights:
+        return _combine("mul", self, other) if isinstance(other, Weights) else self._scaled("mul", other)
+
+    def __rmul__(self, other: Coefficient) -> Weights:
+        return self._scaled("mul", other)
+
+    def __truediv__(self, other: Weights | Coefficient) -> Weights:
+        return _combine("div", self, other) if isinstance(other, Weights) else self._scaled("div", other)
+
+    def __neg__(self) -> Weights:
+        return self._scaled("mul", -1.0)
+
+    def _scaled(self, operation: str, value: Coefficient) -> Weights:
+        numbers = coefficients(value, self)
+        if operation == "div" and (zero := [name for name, number in numbers.items() if number == 0.0]):
+            raise AlgebraError(f"division of {self.label!r} by zero (tensor {zero[0]!r})")
+
+        def scale(name: str, entry: Entry) -> Entry:
+            number = numbers[name]
+            degree = entry.degree * number if operation == "mul" else entry.degree / number
+            if entry.carried:
+                return replace(entry, degree=degree)
+            return Entry(apply(operation, entry.expression, number), degree)
+
+        return self._with({name: scale(name, entry) for name, entry in self._entries.items()})
+
+    # Names --------------------------------------------------------------------------------------------------------
+
+    def select(self, *patterns: Pattern) -> Weights:
+        """Only the tensors whose name matches a glob (`*.mlp.*`) or a regular expression (`re:layers\\.[0-3]\\.`)."""
+        chosen = matching(self, patterns)
+        kept = {name: self._entries[name] for name in chosen}
+        return self._with(kept, dropped=self.dropped | (self._entries.keys() - kept.keys()))
+
+    def drop(self, *patterns: Pattern) -> Weights:
+        """All but the tensors whose name matches a pattern."""
+        out = set(matching(self, patterns))
+        kept = {name: entry for name, entry in self._entries.items() if name not in out}
+        return self._with(kept, dropped=self.dropped | out)
+
+    def rename(self, names: Mapping[str, str] | Callable[[str], str]) -> Weights:
+        """New names, by a mapping (other names stay) or a function. Two tensors under one name is an `AlgebraError`."""
+        if isinstance(names, Mapping) and (unknown := [name for name in names if name not in self._entries]):
+            raise AlgebraError(
+                f"{self.label!r} has no tensor {unknown[0]!r} to rename{did_you_mean(unknown[0], self._entries)}"
+            )
+        new_name = names if callable(names) else lambda name: names.get(name, name)
+        renamed: dict[str, Entry] = {}
+        for name, entry in self._entries.items():
+            new = new_name(name)
+            if new in renamed:
+                raise AlgebraError(f"renaming gives two tensors the name {new!r}")
+            renamed[new] = entry
+        return self._with(renamed, dropped=self.dropped | (self._entries.keys() - renamed.keys()))
+
+    def map(
+        self, function: Callable[[str, Expression], Expression | Number], *, degree: float | None = None
+    ) -> Weights:
+        """`function(name, expression)` on every float tensor.
+
+        The degree is kept unless given: `map` cannot know what the function means. Integer and bool tensors pass by.
+        """
+
+        def one(name: str, entry: Entry) -> Entry:
+            if entry.carried:
+                return entry
+            result = function(name, entry.expression)
+            if not isinstance(result, Expression):
+                raise AlgebraError(f"map: the function gave {result!r} for tensor {name!r}, not an expression")
+            return Entry(result, entry.degree if degree is None else degree)
+
+        return self._with({name: one(name, entry) for name, entry in self._entries.items()})
+
+    def override(self, other: Weights) -> Weights:
+        """These weights with the tensors of `other` in place of those of the same name."""
+        unknown = [name for name in other if name not in self._entries]
+        if unknown:
+            raise AlgebraError(
+                f"{other.label!r} would put in tensors that {self.label!r} lacks: {listing(unknown)}"
+                f"{did_you_mean(unknown[0], self._entries)}"
+            )
+        entries = {name: other._entries.get(name, entry) for name, entry in self._entries.items()}
+        return self._with(entries, checkpoints=_joined(self.checkpoints, other.checkpoints))
+
+    def relabel(self, label: str) -> Weights:
+        """The same weights under another name (in errors, and as the key of random draws)."""
+        return Weights(
+            self._entries, label=label, origin=self.origin, checkpoints=self.checkpoints, dropped=self.dropped
+        )
+
+    def _with(self, entries: Mapping[str, Entry], **changes: Any) -> Weights:
+        kept: dict[str, Any] = {
+            "label": self.label,
+            "origin": self.origin,
+            "checkpoints": self.checkpoints,
+            "dropped": self.dropped,
+        }
+        return Weights(entries, **(kept | changes))
+
+    # The doorway: filled in by the facade, which joins the algebra and the engine. -----------------------------------
+
+    def save(self, path: Any, **options: Any) -> Any:
+        """Compute and write these weights as a sealed checkpoint; see `merganser.save`."""
+        return doorway["save"](self, path, **options)
+
+    def compute(self, name: str) -> Any:
+        """One tensor as a NumPy array (f32, or f64 where a parent is F64); see `merganser.compute`."""
+        return doorway["compute"](self, name)
+
+
+doorway: dict[str, Callable[..., Any]] = {}
+
+
+def from_checkpoint(checkpoint: Checkpoint) -> Weights:
+    """The lazy weights of an opened checkpoint: degree 1 for a model, 0 for a LoRA adapter."""
+    entries = {name: Entry(Leaf(tensor), 1.0) for name, tensor in checkpoint.tensors.items()}
+    entries |= {name: Entry(LowRank(delta), 0.0) for name, delta in checkpoint.deltas.items()}
+    origin = None if checkpoint.is_adapter else checkpoint
+    return Weights(entries, label=checkpoint.name, origin=origin, checkpoints=(checkpoint,))
+
+
+def combine_all(parts: Iterable[Weights], function: Callable[..., Expression], degree: float | None = None) -> Weights:
+    """`function(*expressions)` name by name over several weights, which must have the names of the first.
+
+    The degree of the result is `degree`, or that of the first part.
+    """
+    parts = list(parts)
+    first = parts[0]
+    for part in parts[1:]:
+        _need_names(first, part)
+    entries = {}
+    for name, entry in first._entries.items():
+        expressions = [_checked(name, first, part) for part in parts]
+        if entry.carried:
+            entries[name] = entry
+        else:
+            entries[name] = Entry(function(*expressions), entry.degree if degree is None else degree)
+    checkpoints = _joined(*(part.checkpoints for part in parts))
+    return first._with(entries, checkpoints=checkpoints)
+
+
+def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
+    if not isinstance(b, Weights):
+        if not isinstance(b, int | float):
+            return NotImplemented
+        return a.map(lambda _, expression: apply(operation, expression, b))
+    named, other, sparse = _roles(operation, a, b)
+    if not sparse:
+        _need_names(named, other)
+    elif not _is_vector(named):
+        _refuse_names(named, other)
+    entries = {}
+    for name in dict.fromkeys([*named, *other]) if _is_vector(named) and sparse else named:
+        x, y = a._entries.get(name), b._entries.get(name)
+        if x is None or y is None:
+            entries[name] = x or _negated(operation, y)
+            continue
+        degree = _degree(operation, x.degree, y.degree)
+        if x.carried or y.carried:
+            _same_kind(name, a, b, x, y)
+            kept = y if abs(y.degree) > abs(x.degree) or not x.carried else x
+            entries[name] = replace(kept, degree=degree)
+            continue
+        _same_shape(name, a, b, x.expression, y.expression)
+        entries[name] = Entry(apply(operation, x.expression, y.expression), degree)
+    return Weights(
+        entries,
+        label=named.label if operation != "sub" else a.label,
+        origin=_origin(a, b),
+        checkpoints=_joined(a.checkpoints, b.checkpoints),
+        dropped=named.dropped,
+    )
+
+
+def _roles(operation: str, a: Weights, b: Weights) -> tuple[Weights, Weights, bool]:
+    """Whose names the result has, who is matched to them, and whether that one may lack some (it then counts as zero).
+
+    A difference of two points has the names of the point it starts at (`b` of `a - b`); a vector may cover only some
+    tensors of the point it is added to; two vectors give the union of their names; all else has the names of `a`.
+    """
+    if operation not in ("add", "sub"):
+        return a, b, False
+    if _is_vector(b):
+        return a, b, True
+    if _is_vector(a):
+        return b, a, operation == "add"
+    return (b, a, False) if operation == "sub" else (a, b, False)
+
+
+def _negated(operation: str, entry: Entry | None) -> Entry:
+    assert entry is not None
+    if operation != "sub" or entry.carried:
+        return entry
+    return Entry(apply("neg", entry.expression), -entry.degree)
+
+
+def _origin(a: Weights, b: Weights) -> Checkpoint | None:
+    """The small files come from the first point; of a difference, from the point it starts at."""
+    if _is_vector(a) and not _is_vector(b):
+        return b.origin
+    return a.origin or b.origin
+
+
+def _is_vector(weights: Weights) -> bool:
+    return all(abs(entry.degree) < DEGREE_TOLERANCE or entry.carried for entry in weights._entries.values())
+
+
+def _degree(operation: str, x: float, y: float) -> float:
+    if operation == "add":
+        return x + y
+    if operation == "sub":
+        return x - y
+    if operation == "mul":
+        return x * y
+    return x / y if y else float("nan")
+
+
+def _need_names(named: Weights, other: Weights) -> None:
+    missing = [name for name in named if name not in other._entries]
+    if not missing:
+        return
+    hint = did_you_mean(missing[0], other._entries)
+    raise AlgebraError(
+        f"{other.label!r} lacks {len(missing)} of the {len(named)} tensors of {named.label!r}: {listing(missing)}{hint}. "
+        "Rename or select so that the names agree"
+    )
+
+
+def _refuse_names(named: Weights, vector: Weights) -> None:
+    extra = [name for name in vector if name not in named._entries]
+    if extra:
+        raise AlgebraError(
+            f"{vector.label!r} changes {len(extra)} tensors that {named.label!r} does not have: {listing(extra)}"
+            f"{did_you_mean(extra[0], named._entries)}"
+        )
+
+
+def _checked(name: str, first: Weights, part: Weights) -> Expression:
+    x, y = first._entries[name], part._entries[name]
+    if x.carried or y.carried:
+        _same_kind(name, first, part, x, y)
+    else:
+        _same_shape(name, first, part, x.expression, y.expression)
+    return y.expression
+
+
+def _same_kind(name: str, a: Weights, b: Weights, x: Entry, y: Entry) -> None:
+    if x.carried and y.carried:
+        _same_shape(name, a, b, x.expression, y.expression)
+        return
+    if x.expression.is_scalar or y.expression.is_scalar:
+        return
+    kinds = ["an integer or bool tensor" if e.carried else "a float tensor" for e in (x, y)]
+    raise AlgebraError(f"tensor {name!r} is {kinds[0]} in {a.label!r} and {kinds[1]} in {b.label!r}")
+
+
+def _same_shape(name: str, a: Weights, b: Weights, x: Expression, y: Expression) -> None:
+    if x.is_scalar or y.is_scalar or x.shape == y.shape:
+        return
+    raise AlgebraError(
+        f"tensor {name!r} has shape {list(x.shape)} in {a.label!r} and {list(y.shape)} in {b.label!r}; "
+        "element by element they cannot be combined"
+    )
+
+
+def _joined(*groups: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+    seen: dict[int, Checkpoint] = {}
+    for group in groups:
+        for checkpoint in group:
+            seen.setdefault(id(checkpoint), checkpoint)
+    return tuple(seen.values())
+
+
+def _degree_text(entries: Iterable[Entry]) -> str:
+    degrees = sorted({round(entry.degree, 6) for entry in entries if not entry.carried})
+    return " to ".join(f"{d:g}" for d in dict.fromkeys([degrees[0], degrees[-1]])) if degrees else "1"

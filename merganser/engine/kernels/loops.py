@@ -1,0 +1,249 @@
+"""The loops around the elements: a program as one LLVM function.
+
+Signature, all pointers `noalias`:
+`void pass(i64 n, i64 start, LOAD*..., double* scalars, i32* keys, STORE*..., i64* bad, double* partials, i32* bins...,
+i64* brackets, i64* above)`
+
+Elements are taken in rows of ROW. A sum has one f64 accumulator per place in the row; after BLOCK elements these are
+added up as a tree and written as one partial. So the order of additions depends on the element's index alone, and the
+inner loop vectorises without re-association.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from merganser.engine.kernels import elements
+from merganser.engine.kernels.elements import F32, F64, I32, I64, STORAGE
+from merganser.engine.program import Program
+
+ROW = 256
+BLOCK = 1 << 16
+"""Elements per partial sum. Tiles start at multiples of it."""
+
+
+def emit(program: Program, triple: str) -> str:
+    """The LLVM assembly of a module whose function `pass` runs the program over one tile."""
+    module = ir.Module("merganser")
+    module.triple = triple
+    return str(_Emitter(program, module).run())
+
+
+class _Emitter:
+    def __init__(self, program: Program, module: ir.Module) -> None:
+        self.program = program
+        self.module = module
+        self.float = F64 if program.wide else F32
+        self.stores = program.having("store")
+        self.sums = program.having("sum", "max")
+        self.histograms = program.having("histogram")
+        types = [I64, I64]
+        types += [STORAGE[dtype].as_pointer() for dtype in program.loads]
+        types += [F64.as_pointer(), I32.as_pointer()]
+        types += [STORAGE[sink.dtype].as_pointer() for sink in self.stores]
+        types += [I64.as_pointer(), F64.as_pointer()]
+        types += [I32.as_pointer() for _ in self.histograms]
+        types += [I64.as_pointer(), I64.as_pointer()]
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "pass")
+        arguments = list(self.function.args)
+        for argument in arguments[2:]:
+            argument.add_attribute("noalias")
+        take = iter(arguments)
+        self.n, self.start = next(take), next(take)
+        self.inputs = [next(take) for _ in program.loads]
+        self.scalars, self.keys = next(take), next(take)
+        self.outputs = [next(take) for _ in self.stores]
+        self.bad, self.partials = next(take), next(take)
+        self.bins = [next(take) for _ in self.histograms]
+        self.brackets, self.above = next(take), next(take)
+        self.b = ir.IRBuilder(self.function.append_basic_block("entry"))
+
+    def run(self) -> ir.Module:
+        b = self.b
+        self.scalar_values = [
+            self._to_float(b.load(b.gep(self.scalars, [I64(k)]))) for k in range(self.program.scalars)
+        ]
+        self.key_values = [self._key(k) for k in range(self.program.draws)]
+        self.counts = [self._variable(I64, I64(0)) for _ in self.program.having("store", "check")]
+        if self.sums or self.histograms:
+            self._blocks()
+        else:
+            self._loop(self.n, lambda i: self._element(i, None))
+        b.store(b.add(b.load(self.bad), self._sum_of(self.counts)), self.bad)
+        b.ret_void()
+        return self.module
+
+    # Loops ------------------------------------------------------------------------------------------------------------
+
+    def _blocks(self) -> None:
+        b = self.b
+        self.lanes = [self._array(F64, ROW) for _ in self.sums]
+        self.offsets = [self._array(I32, ROW) for _ in self.histograms]
+        self.over = [self._variable(I64, I64(0)) for _ in self.histograms]
+        self.low = [b.load(b.gep(self.brackets, [I64(3 * k)])) for k in range(len(self.histograms))]
+        self.shift = [b.load(b.gep(self.brackets, [I64(3 * k + 1)])) for k in range(len(self.histograms))]
+        self.width = [b.load(b.gep(self.brackets, [I64(3 * k + 2)])) for k in range(len(self.histograms))]
+        blocks = b.udiv(b.add(self.n, I64(BLOCK - 1)), I64(BLOCK))
+        self._loop(blocks, self._block)
+        for k, over in enumerate(self.over):
+            place = b.gep(self.above, [I64(k)])
+            b.store(b.add(b.load(place), b.load(over)), place)
+
+    def _block(self, block: Any) -> None:
+        b = self.b
+        for lanes in self.lanes:
+            self._loop(I64(ROW), lambda j, lanes=lanes: b.store(F64(0.0), b.gep(lanes, [I64(0), j])))  # type: ignore[misc]
+        first = b.mul(block, I64(BLOCK))
+        length = self._least(b.sub(self.n, first), BLOCK)
+        rows = b.udiv(b.add(length, I64(ROW - 1)), I64(ROW))
+        self._loop(rows, lambda row: self._row(b.add(first, b.mul(row, I64(ROW)))))
+        for k, lanes in enumerate(self.lanes):
+            place = b.gep(self.partials, [b.add(b.mul(block, I64(len(self.sums))), I64(k))])
+            b.store(self._tree(lanes, self.sums[k].kind), place)
+
+    def _row(self, first: Any) -> None:
+        b = self.b
+        length = self._least(b.sub(self.n, first), ROW)
+        self._loop(length, lambda j: self._element(b.add(first, j), j))
+        for k in range(len(self.histograms)):
+            self._loop(length, lambda j, k=k: self._count(k, j))  # type: ignore[misc]
+
+    def _count(self, k: int, j: Any) -> None:
+        """One histogram entry, where the offset that the row loop left is inside the bracket."""
+        b = self.b
+        offset = b.zext(b.load(b.gep(self.offsets[k], [I64(0), j])), I64)
+        with b.if_then(b.icmp_unsigned("<", offset, self.width[k])):
+            place = b.gep(self.bins[k], [offset])
+            b.store(b.add(b.load(place), I32(1)), place)
+
+    def _tree(self, lanes: Any, kind: str) -> Any:
+        b = self.b
+        half = ROW // 2
+        while half:
+            step = I64(half)
+
+            def join(j: Any, step: Any = step) -> None:
+                low, high = b.gep(lanes, [I64(0), j]), b.gep(lanes, [I64(0), b.add(j, step)])
+                x, y = b.load(low), b.load(high)
+                b.store(b.fadd(x, y) if kind == "sum" else self._larger(x, y), low)
+
+            self._loop(step, join)
+            half //= 2
+        return b.load(b.gep(lanes, [I64(0), I64(0)]))
+
+    def _loop(self, count: Any, body: Any) -> None:
+        """`for i in range(count): body(i)`."""
+        b = self.b
+        before = b.block
+        head = self.function.append_basic_block("loop")
+        after = self.function.append_basic_block("done")
+        b.cbranch(b.icmp_signed(">", count, I64(0)), head, after)
+        b.position_at_end(head)
+        i = b.phi(I64)
+        i.add_incoming(I64(0), before)
+        body(i)
+        following = b.add(i, I64(1), flags=["nuw", "nsw"])
+        i.add_incoming(following, b.block)
+        b.cbranch(b.icmp_signed("<", following, count), head, after)
+        b.position_at_end(after)
+
+    # Elements ---------------------------------------------------------------------------------------------------------
+
+    def _element(self, i: Any, place: Any | None) -> None:
+        b, to = self.b, self.float
+        raw: dict[int, Any] = {}
+        values: list[Any] = []
+        for name, *rest in self.program.instructions:
+            if name == "load":
+                slot = int(rest[0])
+                raw[len(values)] = b.load(b.gep(self.inputs[slot], [i]))
+                values.append(elements.widen(b, raw[len(values)], str(rest[1]), to))
+            elif name == "scalar":
+                values.append(self.scalar_values[int(rest[0])])
+            elif name == "draw":
+                index = b.trunc(b.add(self.start, i), I32)
+                values.append(elements.uniform(b, index, *self.key_values[int(rest[0])], to))
+            elif name == "round":
+                stored = elements.narrow(b, elements.as_float(b, values[int(rest[0])], to), str(rest[1]))
+                values.append(elements.widen(b, stored, str(rest[1]), to))
+            else:
+                values.append(elements.operation(b, str(name), [values[int(k)] for k in rest], to))
+        self._sinks(i, place, raw, values)
+
+    def _sinks(self, i: Any, place: Any | None, raw: dict[int, Any], values: list[Any]) -> None:
+        b, to = self.b, self.float
+        outputs, lanes, histogram, counts = iter(self.outputs), 0, 0, iter(self.counts)
+        for sink in self.program.sinks:
+            if sink.kind in ("store", "check"):
+                if sink.kind == "store":
+                    stored = elements.narrow(b, elements.as_float(b, values[sink.value], to), sink.dtype)
+                    b.store(stored, b.gep(next(outputs), [i]))
+                else:
+                    stored = raw[sink.value]
+                count = next(counts)
+                bad = elements.not_finite(b, stored, sink.dtype)
+                b.store(b.add(b.load(count), b.zext(bad, I64)), count)
+            elif sink.kind in ("sum", "max"):
+                value = elements.as_float(b, values[sink.value], to)
+                value = value if to is F64 else b.fpext(value, F64)
+                lane = b.gep(self.lanes[lanes], [I64(0), place])
+                old = b.load(lane)
+                b.store(b.fadd(old, value) if sink.kind == "sum" else self._larger(old, value), lane)
+                lanes += 1
+            else:
+                self._offset(histogram, place, elements.as_float(b, values[sink.value], to))
+                histogram += 1
+
+    def _offset(self, k: int, place: Any, value: Any) -> None:
+        """Leave the bin of a value for the row's second loop; values above the bracket are counted here."""
+        b = self.b
+        bits = elements.magnitude_bits(b, value)
+        kind = bits.type
+        low = self.low[k] if kind == I64 else b.trunc(self.low[k], I32)
+        shift = self.shift[k] if kind == I64 else b.trunc(self.shift[k], I32)
+        width = self.width[k] if kind == I64 else b.trunc(self.width[k], I32)
+        inside = b.icmp_unsigned(">=", bits, low)
+        offset = b.lshr(b.sub(bits, low), shift)
+        above = b.and_(inside, b.icmp_unsigned(">=", offset, width))
+        b.store(b.add(b.load(self.over[k]), b.zext(above, I64)), self.over[k])
+        offset = b.select(b.and_(inside, b.icmp_unsigned("<", offset, width)), offset, kind(0xFFFFFFFF))
+        b.store(offset if kind == I32 else b.trunc(offset, I32), b.gep(self.offsets[k], [I64(0), place]))
+
+    # Small things -----------------------------------------------------------------------------------------------------
+
+    def _larger(self, x: Any, y: Any) -> Any:
+        """The larger magnitude; NaN counts as larger than all."""
+        b = self.b
+        p, q = elements.magnitude_bits(b, x), elements.magnitude_bits(b, y)
+        return b.bitcast(b.select(b.icmp_unsigned(">", p, q), p, q), F64)
+
+    def _key(self, k: int) -> tuple[Any, Any]:
+        """The two halves of a random key; the index's upper 32 bits (constant in a tile) are mixed into the first."""
+        b = self.b
+        key0, key1 = (b.load(b.gep(self.keys, [I64(2 * k + j)])) for j in range(2))
+        high = b.trunc(b.lshr(self.start, I64(32)), I32)
+        return b.xor(key0, b.mul(high, I32(0x9E3779B1))), key1
+
+    def _to_float(self, value: Any) -> Any:
+        return value if self.float is F64 else self.b.fptrunc(value, F32)
+
+    def _least(self, value: Any, most: int) -> Any:
+        return self.b.select(self.b.icmp_signed("<", value, I64(most)), value, I64(most))
+
+    def _variable(self, kind: Any, initial: Any) -> Any:
+        variable = self.b.alloca(kind)
+        self.b.store(initial, variable)
+        return variable
+
+    def _array(self, kind: Any, count: int) -> Any:
+        array = self.b.alloca(ir.ArrayType(kind, count))
+        array.align = 64
+        return array
+
+    def _sum_of(self, variables: list[Any]) -> Any:
+        total = I64(0)
+        for variable in variables:
+            total = self.b.add(total, self.b.load(variable))
+        return total

@@ -1,0 +1,480 @@
+"""The plan: what will be read, computed and written, known in full before the first tensor byte is read.
+
+Every output tensor becomes a *task*: a chain of *steps*, each one kernel over all elements of the tensor. An expression
+is cut into steps at its reductions: a norm or a threshold must be known before what uses it can be computed. A
+reduction over several tensors (whole-model scope) cuts the plan into *stages*: all tasks of a stage end before the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import merganser
+from merganser.algebra import Expression, Leaf, LowRank, Weights
+from merganser.algebra.expression import Apply, Constant, Draw, Reduce, Round
+from merganser.checkpoint import Checkpoint, DType, StoredTensor
+from merganser.engine.program import Bindings, Program, build
+from merganser.errors import AlgebraError, RequestError, listing
+
+DEGREE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor of the result: its place is assigned when the files are laid out."""
+
+    name: str
+    dtype: DType
+    expression: Expression
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The expression's."""
+        return self.expression.shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.expression.size
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes in the file."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def copied_from(self) -> StoredTensor | None:
+        """The stored tensor whose bytes this is, unchanged."""
+        leaf = self.expression
+        return leaf.tensor if isinstance(leaf, Leaf) and leaf.tensor.dtype == self.dtype else None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel over `size` elements. `reductions` are its reducing sinks, in order; `output` its stored one."""
+
+    program: Program | None
+    bindings: Bindings
+    size: int
+    reductions: tuple[Reduce, ...] = ()
+    output: Output | None = None
+    digests: tuple[int, ...] = ()
+    """The loads whose content this step is the first to read, and therefore digests."""
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read from parents, once over."""
+        total = 0
+        for load in self.bindings.loads:
+            if isinstance(load, Leaf):
+                total += load.tensor.nbytes
+            else:
+                total += load.delta.left.nbytes + load.delta.right.nbytes
+        return total
+
+    @property
+    def selects(self) -> bool:
+        """Whether the step looks for a k-th magnitude (and so reads a sample, then everything once or more)."""
+        return any(reduction.kind == "kth_magnitude" for reduction in self.reductions)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The chain of steps for one tensor."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+    @property
+    def output(self) -> Output | None:
+        """What the last step stores, if anything."""
+        return self.steps[-1].output
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes read and written, the measure of progress."""
+        written = self.output.nbytes if self.output else 0
+        return sum(step.read_bytes for step in self.steps) + written
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Tasks that may run in any order. `shared` are the whole-model reductions they contribute to."""
+
+    tasks: tuple[Task, ...]
+    shared: tuple[Reduce, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that will happen."""
+
+    stages: tuple[Stage, ...]
+    outputs: tuple[Output, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    origin: Checkpoint | None
+    unused: Mapping[str, list[str]]
+    """Tensors of each parent that nothing reads."""
+    forms: Mapping[str, int]
+    """Every distinct formula, in words, and how many tensors it makes."""
+    seed_note: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read from parents, every pass counted."""
+        return sum(step.read_bytes for stage in self.stages for task in stage.tasks for step in task.steps)
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of tensors written."""
+        return sum(output.nbytes for output in self.outputs)
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes read and written."""
+        return sum(task.work_bytes for stage in self.stages for task in stage.tasks)
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps."""
+        return [step for stage in self.stages for task in stage.tasks for step in task.steps]
+
+    def fingerprint(self, *more: Any) -> str:
+        """A digest of everything that the result's bytes depend on: formulas, parents as they lie on disk, version."""
+        digests = _Merkle()
+        state = hashlib.sha256(json.dumps([merganser.__version__, *more], sort_keys=True, default=str).encode())
+        for checkpoint in self.checkpoints:
+            for file in checkpoint.files:
+                state.update(repr((str(file.path), file.identity)).encode())
+        for output in self.outputs:
+            state.update(f"{output.name}|{output.dtype}|{output.shape}|".encode() + digests.of(output.expression))
+        return state.hexdigest()
+
+
+def plan_weights(
+    weights: Weights,
+    *,
+    dtype: DType | None = None,
+    degree: float = 1.0,
+    partial: bool = False,
+) -> Plan:
+    """The plan that makes `weights` a checkpoint.
+
+    `dtype` is that of all float tensors (default: each as in the origin). `degree` is what the weights must be: 1 for a
+    model, 0 to save a task vector. `partial` allows tensors of the origin to be missing.
+
+    Raises `AlgebraError` where the degree is wrong or tensors are missing.
+    """
+    _check_degree(weights, degree)
+    _check_coverage(weights, partial)
+    outputs = []
+    for name in weights:
+        expression = weights[name]
+        if expression.is_scalar:
+            raise AlgebraError(f"{name!r} is a number, not a tensor: a norm or dot product cannot be saved as weights")
+        outputs.append(Output(name, _output_dtype(weights, name, dtype), expression))
+    if not outputs:
+        raise AlgebraError(f"{weights.label!r} has no tensors to save")
+    stages = _stages([(output.name, output, ()) for output in outputs])
+    return Plan(
+        stages,
+        tuple(outputs),
+        weights.checkpoints,
+        weights.origin,
+        _unused(weights.checkpoints, stages),
+        _forms(outputs),
+    )
+
+
+def plan_scalars(targets: Mapping[str, Sequence[Expression]], checkpoints: Iterable[Checkpoint]) -> Plan:
+    """The plan that computes scalar expressions (norms, counts, dot products) and writes nothing."""
+    stages = _stages([(name, None, tuple(expressions)) for name, expressions in targets.items()])
+    return Plan(stages, (), tuple(checkpoints), None, {}, {})
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_degree(weights: Weights, degree: float) -> None:
+    wrong: dict[float, list[str]] = {}
+    for name in weights:
+        entry = weights.entry(name)
+        if not entry.carried and not abs(entry.degree - degree) <= DEGREE_TOLERANCE:
+            wrong.setdefault(round(entry.degree, 6), []).append(name)
+    if not wrong:
+        return
+    sums, names = max(wrong.items(), key=lambda item: len(item[1]))
+    share = "" if len(names) == len(weights) else f" (tensors {listing(names, 3)})"
+    if degree == 1.0:
+        remedy = (
+            "That is a task vector: add it to a base, or pass degree=0 to save the vector itself"
+            if sums == 0.0
+            else f"Normalise the weights so that they sum to 1, or pass degree={sums:g} if this is meant"
+        )
+        raise AlgebraError(f"{weights.label!r} sums to {sums:g} of a model, not to one{share}. {remedy}")
+    raise AlgebraError(f"{weights.label!r} has degree {sums:g}, not {degree:g}{share}")
+
+
+def _check_coverage(weights: Weights, partial: bool) -> None:
+    if weights.origin is None or partial:
+        return
+    missing = [name for name in weights.origin.tensors if name not in weights]
+    if not missing:
+        return
+    meant = all(name in weights.dropped for name in missing)
+    how = "they were left out by select, drop or rename" if meant else "no formula makes them"
+    raise AlgebraError(
+        f"the result would lack {len(missing)} tensors that {weights.origin.name!r} has ({how}): "
+        f"{listing(missing)}. Pass partial=True if that is meant"
+    )
+
+
+def _output_dtype(weights: Weights, name: str, dtype: DType | None) -> DType:
+    expression = weights[name]
+    if isinstance(expression, Leaf) and expression.carried:
+        return expression.tensor.dtype
+    if dtype is not None:
+        if not dtype.is_float:
+            raise RequestError(f"the output dtype must be a float type, not {dtype}")
+        return dtype
+    if weights.origin is not None and name in weights.origin.tensors:
+        return weights.origin.tensors[name].dtype
+    for leaf in _leaves(expression):
+        if isinstance(leaf, Leaf):
+            return leaf.tensor.dtype
+        return leaf.delta.left.dtype
+    raise AlgebraError(f"tensor {name!r} depends on no stored tensor, so its dtype is not known; pass dtype=")
+
+
+def _unused(checkpoints: Iterable[Checkpoint], stages: Iterable[Stage]) -> dict[str, list[str]]:
+    used = {id(tensor) for stage in stages for task in stage.tasks for step in task.steps for tensor in _stored(step)}
+    result = {}
+    for checkpoint in checkpoints:
+        left = [name for name, tensor in checkpoint.tensors.items() if id(tensor) not in used]
+        if left:
+            result[checkpoint.name] = left
+    return result
+
+
+def _stored(step: Step) -> list[StoredTensor]:
+    found = []
+    for load in step.bindings.loads:
+        found += [load.tensor] if isinstance(load, Leaf) else [load.delta.left, load.delta.right]
+    return found
+
+
+# Cutting expressions into stages and steps ------------------------------------------------------------------------------
+
+Target = tuple[str, Output | None, tuple[Expression, ...]]
+"""A task to make: its name, the tensor it stores, the scalars it must know."""
+
+
+def _stages(targets: Sequence[Target]) -> tuple[Stage, ...]:
+    known: set[int] = set()
+    digested: set[int] = set()
+    stages: list[Stage] = []
+    shared = _shared_reductions([e for _, output, scalars in targets for e in _roots(output, scalars)])
+    for group in shared:
+        stages.append(Stage(tuple(_shared_tasks(group, known, digested)), tuple(group)))
+        known.update(id(reduction) for reduction in group)
+    tasks = []
+    for name, output, scalars in targets:
+        steps = _chain(_roots(output, scalars), known)
+        if output is not None:
+            steps.append(_last_step(output))
+        if steps:
+            tasks.append(Task(name, tuple(_with_digests(steps, digested))))
+    stages.append(Stage(tuple(tasks)))
+    return tuple(stages)
+
+
+def _roots(output: Output | None, scalars: Sequence[Expression]) -> list[Expression]:
+    return [output.expression] if output else list(scalars)
+
+
+def _last_step(output: Output) -> Step:
+    if output.copied_from is not None:
+        leaf = output.expression
+        assert isinstance(leaf, Leaf)
+        if not output.dtype.is_float:
+            return Step(None, Bindings((leaf,), (), ()), output.size, (), output)
+        program, bindings = build([("check", leaf, output.dtype)], leaf.wide)
+        return Step(program, bindings, output.size, (), output)
+    program, bindings = build([("store", output.expression, output.dtype)], output.expression.wide)
+    return Step(program, bindings, output.size, (), output)
+
+
+SINKS = {"sum": "sum", "max": "max", "kth_magnitude": "histogram"}
+
+
+def reducing_step(reductions: Sequence[Reduce], operands: Sequence[Expression]) -> Step:
+    """One pass that computes several reductions over operands of one size."""
+    wide = any(operand.wide for operand in operands)
+    targets = [(SINKS[r.kind], operand, None) for r, operand in zip(reductions, operands, strict=True)]
+    program, bindings = build(targets, wide)
+    return Step(program, bindings, operands[0].size, tuple(reductions))
+
+
+def _chain(roots: Sequence[Expression], known: set[int]) -> list[Step]:
+    """The steps that make every reduction below `roots` known, innermost first; those of one level share passes."""
+    levels: dict[int, int] = {}
+    found: dict[tuple[int, int, bool], list[Reduce]] = {}
+    for node in _walk(roots, lambda n: isinstance(n, Reduce) and id(n) in known):
+        if id(node) in known:
+            levels[id(node)] = 0
+            continue
+        below = max((levels[id(argument)] for argument in node.arguments), default=0)
+        if isinstance(node, Reduce):
+            operand = node.operands[0]
+            found.setdefault((below, operand.size, operand.wide), []).append(node)
+            known.add(id(node))
+            below += 1
+        levels[id(node)] = below
+    return [reducing_step(group, [r.operands[0] for r in group]) for _, group in sorted(found.items(), key=_level)]
+
+
+def _level(item: tuple[tuple[int, int, bool], list[Reduce]]) -> int:
+    return item[0][0]
+
+
+def _shared_reductions(roots: Sequence[Expression]) -> list[list[Reduce]]:
+    """The whole-model reductions, grouped so that none depends on one of its own group or a later one."""
+    depth: dict[int, int] = {}
+    groups: dict[int, list[Reduce]] = {}
+    for node in _walk(roots, lambda n: False):
+        below = max((depth[id(argument)] for argument in node.arguments), default=0)
+        if isinstance(node, Reduce) and len(node.operands) != 1:
+            groups.setdefault(below, []).append(node)
+            below += 1
+        depth[id(node)] = below
+    return [groups[level] for level in sorted(groups)]
+
+
+def _shared_tasks(group: Sequence[Reduce], known: set[int], digested: set[int]) -> list[Task]:
+    """One task per tensor, over which all whole-model reductions of the group that see it are computed together."""
+    together: dict[tuple[str, int, bool], list[tuple[Reduce, Expression]]] = {}
+    for reduction in group:
+        for operand in reduction.operands:
+            leaves = _leaves(operand)
+            name = leaves[0].tensor.name if leaves and isinstance(leaves[0], Leaf) else ""
+            together.setdefault((name, operand.size, operand.wide), []).append((reduction, operand))
+    tasks = []
+    for (name, _, _), pairs in together.items():
+        steps = _chain([operand for _, operand in pairs], known)
+        steps.append(reducing_step([r for r, _ in pairs], [operand for _, operand in pairs]))
+        tasks.append(Task(name, tuple(_with_digests(steps, digested))))
+    return tasks
+
+
+def _with_digests(steps: Sequence[Step], digested: set[int]) -> list[Step]:
+    result = []
+    for step in steps:
+        fresh = []
+        for slot, load in enumerate(step.bindings.loads):
+            if isinstance(load, Leaf) and id(load.tensor) not in digested:
+                digested.add(id(load.tensor))
+                fresh.append(slot)
+        result.append(replace(step, digests=tuple(fresh)))
+    return result
+
+
+def _walk(roots: Sequence[Expression], stop: Callable[[Expression], bool]) -> list[Expression]:
+    """Every node below `roots`, arguments first, each once; nothing below a node where `stop` holds."""
+    seen: set[int] = set()
+    order: list[Expression] = []
+    stack: list[tuple[Expression, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            if not stop(node):
+                stack.extend((argument, False) for argument in reversed(node.arguments))
+    return order
+
+
+def _leaves(expression: Expression) -> list[Leaf | LowRank]:
+    """The stored tensors under an expression, whole-model reductions not entered."""
+    nodes = _walk([expression], lambda n: isinstance(n, Reduce) and len(n.operands) != 1)
+    return [node for node in nodes if isinstance(node, Leaf | LowRank)]
+
+
+# Words and digests ------------------------------------------------------------------------------------------------------
+
+
+def _forms(outputs: Iterable[Output]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for output in outputs:
+        text = "copy of " + output.copied_from.parent if output.copied_from else in_words(output.expression)
+        counts[text] = counts.get(text, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
+
+
+def in_words(node: Expression, depth: int = 12) -> str:
+    """A formula as a reader would write it, with parents by name."""
+    if depth == 0:
+        return "..."
+    if isinstance(node, Leaf):
+        return node.tensor.parent
+    if isinstance(node, LowRank):
+        return node.delta.left.parent
+    if isinstance(node, Constant):
+        return f"{node.value:.6g}"
+    if isinstance(node, Draw):
+        return "random"
+    if isinstance(node, Round):
+        return f"{node.dtype.torch_name}({in_words(node.argument, depth - 1)})"
+    if isinstance(node, Reduce):
+        rank = f", {node.rank}" if node.kind == "kth_magnitude" and len(node.operands) > 1 else ""
+        inside = "whole model" if len(node.operands) != 1 else in_words(node.operands[0], depth - 1)
+        return f"{node.kind}({inside}{rank})"
+    assert isinstance(node, Apply)
+    parts = [in_words(argument, depth - 1) for argument in node.arguments]
+    symbol = _SYMBOLS.get(node.operation.name)
+    if symbol:
+        return f"({parts[0]} {symbol} {parts[1]})"
+    if node.operation.name == "neg":
+        return f"-{parts[0]}"
+    return f"{node.operation.name}({', '.join(parts)})"
+
+
+class _Merkle:
+    """Digests of expressions, each node once however often it is shared."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, bytes] = {}
+
+    def of(self, root: Expression) -> bytes:
+        for node in _walk([root], lambda n: id(n) in self._known):
+            if id(node) not in self._known:
+                inner = b"".join(self._known[id(argument)] for argument in node.arguments)
+                self._known[id(node)] = hashlib.blake2b(_own(node).encode() + inner, digest_size=16).digest()
+        return self._known[id(root)]
+
+
+def _own(node: Expression) -> str:
+    if isinstance(node, Leaf):
+        t = node.tensor
+        return f"leaf|{t.parent}|{t.name}|{t.dtype}|{t.shape}|{t.file.path}|{t.offset}|"
+    if isinstance(node, LowRank):
+        d = node.delta
+        return f"lowrank|{d.left.parent}|{d.left.name}|{d.right.name}|{d.scale.hex()}|{d.shape}|"
+    if isinstance(node, Constant):
+        return f"constant|{node.value.hex()}|"
+    if isinstance(node, Draw):
+        return f"draw|{node.key!r}|{node.shape}|"
+    if isinstance(node, Round):
+        return f"round|{node.dtype}|"
+    if isinstance(node, Reduce):
+        return f"reduce|{node.kind}|{node.rank}|{len(node.operands)}|"
+    assert isinstance(node, Apply)
+    return f"{node.operation.name}|"

@@ -1,0 +1,134 @@
+"""A pass as a straight-line program: the structure of an expression, with everything that may differ between layers
+(which tensors, which numbers, which random keys) moved out into numbered slots.
+
+Two passes with equal programs share one kernel. The program is what the kernel cache is keyed by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merganser.algebra.expression import Apply, Draw, Expression, Leaf, LowRank, Round, walk
+from merganser.checkpoint import DType
+
+Instruction = tuple[str | int, ...]
+"""An operation and its arguments: indices of earlier instructions, slot numbers, dtype names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """What happens to a value.
+
+    `store` rounds it to `dtype` and counts values that are not finite; `sum` adds it up in f64; `max` keeps the
+    largest magnitude; `histogram` counts magnitudes by their float bits; `check` counts stored bits of a load that are
+    not finite.
+    """
+
+    kind: str
+    value: int
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The structure of a pass. `wide` says that arithmetic is in f64."""
+
+    instructions: tuple[Instruction, ...]
+    sinks: tuple[Sink, ...]
+    loads: tuple[str, ...]
+    scalars: int
+    draws: int
+    wide: bool
+
+    @property
+    def key(self) -> str:
+        """A text that is equal for programs that need the same kernel."""
+        return repr((self.instructions, self.sinks, self.loads, self.scalars, self.draws, self.wide))
+
+    def having(self, *kinds: str) -> list[Sink]:
+        """The sinks of the given kinds, in order."""
+        return [sink for sink in self.sinks if sink.kind in kinds]
+
+
+@dataclass(frozen=True, slots=True)
+class Bindings:
+    """What fills the slots of a program: tensors to load, scalar nodes to evaluate, random keys."""
+
+    loads: tuple[Leaf | LowRank, ...]
+    scalars: tuple[Expression, ...]
+    draws: tuple[tuple[str, ...], ...]
+
+
+def build(targets: Sequence[tuple[str, Expression, DType | None]], wide: bool) -> tuple[Program, Bindings]:
+    """The program that computes the targets `(sink kind, expression, output dtype)`, and what fills its slots."""
+    instructions: list[Instruction] = []
+    numbered: dict[Instruction, int] = {}
+    number: dict[int, int] = {}
+    loads: dict[int, int] = {}
+    leaves: list[Leaf | LowRank] = []
+    dtypes: list[str] = []
+    scalars: list[Expression] = []
+    draws: list[tuple[str, ...]] = []
+
+    def emit(*instruction: str | int) -> int:
+        if instruction not in numbered:
+            numbered[instruction] = len(instructions)
+            instructions.append(instruction)
+        return numbered[instruction]
+
+    def load(leaf: Leaf | LowRank) -> int:
+        identity = id(leaf.tensor) if isinstance(leaf, Leaf) else id(leaf.delta)
+        if identity not in loads:
+            loads[identity] = len(leaves)
+            leaves.append(leaf)
+            dtypes.append(leaf.tensor.dtype.name if isinstance(leaf, Leaf) else "F32")
+        return emit("load", loads[identity], dtypes[loads[identity]])
+
+    def visit(node: Expression) -> int:
+        if node.is_scalar:
+            scalars.append(node)
+            return emit("scalar", len(scalars) - 1)
+        if isinstance(node, Leaf | LowRank):
+            return load(node)
+        if isinstance(node, Draw):
+            draws.append(node.key)
+            return emit("draw", len(draws) - 1)
+        if isinstance(node, Round):
+            return emit("round", number[id(node.argument)], node.dtype.name)
+        assert isinstance(node, Apply)
+        return emit(node.operation.name, *(number[id(argument)] for argument in node.arguments))
+
+    for node in _below([expression for _, expression, _ in targets]):
+        number[id(node)] = visit(node)
+    sinks = tuple(Sink(kind, number[id(e)], dtype.name if dtype else "") for kind, e, dtype in targets)
+    program = Program(tuple(instructions), sinks, tuple(dtypes), len(scalars), len(draws), wide)
+    return program, Bindings(tuple(leaves), tuple(scalars), tuple(draws))
+
+
+def _below(roots: list[Expression]) -> list[Expression]:
+    """The nodes that the kernel sees: everything below the roots down to loads, draws and scalars."""
+    seen: set[int] = set()
+    order: list[Expression] = []
+    stack: list[tuple[Expression, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            if not node.is_scalar:
+                stack.extend((argument, False) for argument in reversed(node.arguments))
+    return order
+
+
+def leaves_of(expression: Expression) -> list[Leaf | LowRank]:
+    """Every stored tensor an expression reads, scalars included, each once."""
+    found = {}
+    for node in walk([expression]):
+        if isinstance(node, Leaf):
+            found[id(node.tensor)] = node
+        elif isinstance(node, LowRank):
+            found[id(node.delta)] = node  # type: ignore[assignment]
+    return list(found.values())
