@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import merganser
+from merganser._version import __version__
 from merganser.algebra import Expression, Leaf, LowRank, Weights
 from merganser.algebra.expression import Apply, Constant, Draw, Reduce, Round
 from merganser.checkpoint import Checkpoint, DType, StoredTensor
@@ -61,6 +61,7 @@ class Step:
     bindings: Bindings
     size: int
     reductions: tuple[Reduce, ...] = ()
+    operands: tuple[Expression, ...] = ()
     output: Output | None = None
     digests: tuple[int, ...] = ()
     """The loads whose content this step is the first to read, and therefore digests."""
@@ -121,7 +122,6 @@ class Plan:
     """Tensors of each parent that nothing reads."""
     forms: Mapping[str, int]
     """Every distinct formula, in words, and how many tensors it makes."""
-    seed_note: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def read_bytes(self) -> int:
@@ -146,7 +146,7 @@ class Plan:
     def fingerprint(self, *more: Any) -> str:
         """A digest of everything that the result's bytes depend on: formulas, parents as they lie on disk, version."""
         digests = _Merkle()
-        state = hashlib.sha256(json.dumps([merganser.__version__, *more], sort_keys=True, default=str).encode())
+        state = hashlib.sha256(json.dumps([__version__, *more], sort_keys=True, default=str).encode())
         for checkpoint in self.checkpoints:
             for file in checkpoint.files:
                 state.update(repr((str(file.path), file.identity)).encode())
@@ -301,11 +301,11 @@ def _last_step(output: Output) -> Step:
         leaf = output.expression
         assert isinstance(leaf, Leaf)
         if not output.dtype.is_float:
-            return Step(None, Bindings((leaf,), (), ()), output.size, (), output)
+            return Step(None, Bindings((leaf,), (), ()), output.size, output=output)
         program, bindings = build([("check", leaf, output.dtype)], leaf.wide)
-        return Step(program, bindings, output.size, (), output)
+        return Step(program, bindings, output.size, output=output)
     program, bindings = build([("store", output.expression, output.dtype)], output.expression.wide)
-    return Step(program, bindings, output.size, (), output)
+    return Step(program, bindings, output.size, output=output)
 
 
 SINKS = {"sum": "sum", "max": "max", "kth_magnitude": "histogram"}
@@ -316,7 +316,7 @@ def reducing_step(reductions: Sequence[Reduce], operands: Sequence[Expression]) 
     wide = any(operand.wide for operand in operands)
     targets = [(SINKS[r.kind], operand, None) for r, operand in zip(reductions, operands, strict=True)]
     program, bindings = build(targets, wide)
-    return Step(program, bindings, operands[0].size, tuple(reductions))
+    return Step(program, bindings, operands[0].size, tuple(reductions), tuple(operands))
 
 
 def _chain(roots: Sequence[Expression], known: set[int]) -> list[Step]:

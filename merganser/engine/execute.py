@@ -1,0 +1,367 @@
+"""Plans carried out: into a sealed checkpoint, into an array, or into numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merganser._version import __version__
+from merganser.algebra import Expression, Leaf, Weights
+from merganser.checkpoint import Checkpoint, parse_dtype
+from merganser.checkpoint.digest import content_digest, digest_file, tensor_digest
+from merganser.checkpoint.dtypes import F32, F64
+from merganser.checkpoint.layout import MANIFEST_NAME
+from merganser.engine.files import Shard, index, lay_out
+from merganser.engine.kernels import compiler
+from merganser.engine.ledger import Ledger
+from merganser.engine.memory import Budget, budget, peak_bytes
+from merganser.engine.options import Progress, SaveOptions
+from merganser.engine.plan import Output, Plan, Step, Task, plan_scalars, plan_weights
+from merganser.engine.scheduler import Scheduler
+from merganser.engine.steps import StepRun, Write
+from merganser.engine.workspace import Workspace
+from merganser.errors import OutputError
+from merganser.lineage import Manifest
+
+_PACE = 1.5e9
+"""Bytes a second and thread that the estimate assumes; docs/benchmarks.md has what was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did. Sizes in bytes, time in seconds."""
+
+    path: Path
+    tensors: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    peak_memory: int
+    resumed: int
+    unused: Mapping[str, list[str]]
+    nonfinite: Mapping[str, int]
+    digest: str
+    kernels: int
+    threads: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
+    """Compute `weights` and write them to the directory `out`, which appears whole or not at all.
+
+    Raises `RequestError` (degree, names, memory) and `OutputError` (exists, disk) before a tensor byte is read, and
+    `NonFiniteError`, `CheckpointError` or `OutputError` while running; what was finished is then kept for a resume.
+    """
+    began = time.perf_counter()
+    plan = _plan(weights, options)
+    share = budget(plan, options.memory, options.threads, options.tile)
+    shards = lay_out(plan.outputs, options.shard_size)
+    fingerprint = plan.fingerprint(options.shard_size, options.seed, dict(options.recipe or {}))
+    with Workspace(
+        out, overwrite=options.overwrite, parents=plan.checkpoints, sync=options.sync
+    ) as space:
+        _check_room(out, sum(shard.size for shard in shards), space)
+        space.open(fingerprint, shards, plan.outputs, resume=options.resume)
+        resumed = len(space.finished)
+        space.start_syncing()
+        run_plan(plan, share, options, space)
+        for checkpoint in plan.checkpoints:
+            checkpoint.check_unchanged()
+        seconds = time.perf_counter() - began
+        manifest = _finish(plan, shards, space, options, seconds, share, resumed)
+        space.seal()
+    return Report(
+        path=Path(out),
+        tensors=len(plan.outputs),
+        bytes_read=plan.read_bytes,
+        bytes_written=plan.write_bytes,
+        seconds=time.perf_counter() - began,
+        peak_memory=peak_bytes(),
+        resumed=resumed,
+        unused=plan.unused,
+        nonfinite={n: r["nonfinite"] for n, r in space.finished.items() if r.get("nonfinite")},
+        digest=manifest.digest,
+        kernels=compiler.compiled_count(),
+        threads=share.threads,
+    )
+
+
+def run_plan(plan: Plan, share: Budget, options: SaveOptions, space: Workspace) -> None:
+    """Run all stages, writing into the workspace and noting every finished tensor in its journal."""
+
+    def done(task: Task, runs: list[StepRun]) -> None:
+        output = task.output
+        if output is None:
+            return
+        last = runs[-1]
+        chunks = [chunk for tile in sorted(last.output_digests) for chunk in last.output_digests[tile]]
+        record: dict[str, Any] = {"digest": tensor_digest(output.dtype, output.shape, chunks)}
+        if last.nonfinite:
+            record["nonfinite"] = last.nonfinite
+        record["parents"] = _parent_digests(runs)
+        space.finish(output.name, record)
+
+    shared: list[StepRun] = []
+    _schedule(
+        plan,
+        share,
+        done=lambda task, runs: done(task, runs) if task.output else shared.extend(runs),
+        write=space.write,
+        allow_nonfinite=options.allow_nonfinite,
+        progress=options.progress,
+        skip=lambda task: task.output is not None and task.name in space.finished,
+    )
+    early = _parent_digests(shared)
+    if early:
+        space.finish("", {"digest": "", "parents": early})
+
+
+def compute(weights: Weights, name: str, *, threads: int = 0, memory: int = 2**30) -> np.ndarray[Any, Any]:
+    """One tensor in memory: f32, or f64 where a parent is F64; integer and bool tensors as stored."""
+    expression = weights[name]
+    if isinstance(expression, Leaf) and expression.carried:
+        return expression.tensor.numpy()
+    if expression.is_scalar:
+        plan = plan_scalars({name: [expression]}, weights.checkpoints)
+        return np.float64(_numbers(plan, {name: [expression]}, threads, memory, None)[name][0])  # type: ignore[return-value]
+    dtype = F64 if expression.wide else F32
+    single = Weights({name: weights.entry(name)}, label=weights.label, origin=None, checkpoints=weights.checkpoints)
+    plan = plan_weights(single, dtype=dtype, degree=weights.entry(name).degree)
+    result = np.empty(expression.size, dtype.numpy)
+    raw = memoryview(result.view(np.uint8))
+
+    def write(output: Output, start: int, data: memoryview) -> None:
+        at = start * output.dtype.itemsize
+        raw[at : at + len(data)] = data
+
+    share = budget(plan, memory, threads)
+    _schedule(plan, share, done=lambda task, runs: None, write=write, allow_nonfinite=True)
+    return result.reshape(expression.shape)
+
+
+def evaluate(
+    targets: Mapping[str, Sequence[Expression]],
+    checkpoints: Sequence[Checkpoint],
+    *,
+    threads: int = 0,
+    memory: int = 2**30,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """Scalar expressions (norms, dot products, counts) by name, streamed."""
+    return _numbers(plan_scalars(targets, checkpoints), targets, threads, memory, progress)
+
+
+def explain(weights: Weights, options: SaveOptions) -> dict[str, Any]:
+    """The plan as a JSON document. Reads no tensor bytes."""
+    plan = _plan(weights, options)
+    share = budget(plan, options.memory, options.threads, options.tile)
+    shards = lay_out(plan.outputs, options.shard_size)
+    programs = {step.program.key for step in plan.steps if step.program is not None}
+    moved = plan.read_bytes + plan.write_bytes
+    return {
+        "tensors": len(plan.outputs),
+        "stages": len(plan.stages),
+        "passes": max((len(task.steps) for task in plan.stages[-1].tasks), default=0) + len(plan.stages) - 1,
+        "bytes_read": plan.read_bytes,
+        "bytes_written": plan.write_bytes,
+        "memory": {
+            "limit": share.limit,
+            "needed": share.needed,
+            "per_thread": share.per_thread,
+            "tile_elements": share.tile,
+        },
+        "threads": share.threads,
+        "kernels": len(programs),
+        "shards": [{"file": s.name, "bytes": s.size, "tensors": len(s.offsets)} for s in shards],
+        "forms": dict(plan.forms),
+        "unused": dict(plan.unused),
+        "parents": [_describe(checkpoint) for checkpoint in plan.checkpoints],
+        "estimate_seconds": round(moved / (_PACE * min(share.threads, 4)), 2),
+    }
+
+
+# Helpers --------------------------------------------------------------------------------------------------------------
+
+
+def _plan(weights: Weights, options: SaveOptions) -> Plan:
+    dtype = None if options.dtype is None else parse_dtype(options.dtype)
+    return plan_weights(weights, dtype=dtype, degree=options.degree, partial=options.partial)
+
+
+def _schedule(
+    plan: Plan,
+    share: Budget,
+    *,
+    done: Any,
+    write: Write | None,
+    allow_nonfinite: bool,
+    progress: Progress | None = None,
+    skip: Any = lambda task: False,
+) -> Ledger:
+    ledger = Ledger()
+
+    def open_step(step: Step) -> StepRun:
+        return StepRun(
+            step, ledger, tile=share.tile, bins=share.bins, allow_nonfinite=allow_nonfinite, write=write
+        )
+
+    scheduler = Scheduler(
+        plan, ledger, threads=share.threads, bins=share.bins, open_step=open_step, done=done, progress=progress
+    )
+    scheduler.run(skip)
+    return ledger
+
+
+def _numbers(
+    plan: Plan, targets: Mapping[str, Sequence[Expression]], threads: int, memory: int, progress: Progress | None
+) -> dict[str, list[float]]:
+    from merganser.engine.steps import evaluate as number
+
+    share = budget(plan, memory, threads)
+    ledger = _schedule(
+        plan, share, done=lambda task, runs: None, write=None, allow_nonfinite=True, progress=progress
+    )
+    memo: dict[int, float] = {}
+    return {name: [number(e, ledger.values, memo) for e in expressions] for name, expressions in targets.items()}
+
+
+def _check_room(out: Path, needed: int, space: Workspace) -> None:
+    """Whether the disk has room for what is still to be written, asked before anything is."""
+    home = next(p for p in space.partial.parents if p.exists())
+    held = sum(p.stat().st_blocks * 512 for p in space.model.glob("*")) if space.model.is_dir() else 0
+    free = shutil.disk_usage(home).free
+    if needed - held > free:
+        raise OutputError(
+            f"{out}: needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on that disk; nothing was written"
+        )
+
+
+def _parent_digests(runs: Sequence[StepRun]) -> dict[str, dict[str, str]]:
+    """By parent, the digests of the tensors that these steps were the first to read."""
+    found: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for slot, tiles in run.digests.items():
+            load = run.opened_bindings.loads[slot]
+            assert isinstance(load, Leaf)
+            chunks = [chunk for tile in sorted(tiles) for chunk in tiles[tile]]
+            tensor = load.tensor
+            found.setdefault(tensor.parent, {})[tensor.name] = tensor_digest(tensor.dtype, tensor.shape, chunks)
+    return found
+
+
+def _finish(
+    plan: Plan,
+    shards: Sequence[Shard],
+    space: Workspace,
+    options: SaveOptions,
+    seconds: float,
+    share: Budget,
+    resumed: int,
+) -> Manifest:
+    """Write the small files: config, tokenizer, index, manifest."""
+    names: list[str] = []
+
+    def add(name: str, content: bytes) -> None:
+        space.add_file(name, content)
+        names.append(name)
+
+    if plan.origin is not None and plan.origin.directory is not None:
+        for relative in plan.origin.companions:
+            content = (plan.origin.directory / relative).read_bytes()
+            if str(relative) == "config.json":
+                content = _config(plan, content)
+            add(str(relative), content)
+    if len(shards) > 1:
+        content = json.dumps(index(shards, plan.outputs), indent=2).encode() + b"\n"
+        add("model.safetensors.index.json", content)
+    file_of = {name: shard.name for shard in shards for name in shard.offsets}
+    tensors = {
+        output.name: {
+            "dtype": output.dtype.name,
+            "shape": list(output.shape),
+            "file": file_of[output.name],
+            "digest": space.finished[output.name]["digest"],
+        }
+        for output in plan.outputs
+    }
+    manifest = Manifest(
+        version=__version__,
+        generator=options.generator,
+        seed=options.seed,
+        recipe=dict(options.recipe) if options.recipe else {"formulas": dict(plan.forms)},
+        digest=content_digest({name: str(entry["digest"]) for name, entry in tensors.items()}),
+        parents=_parents(plan, space),
+        tensors=tensors,
+        files={name: digest_file(space.model / name) for name in names},
+        unused=plan.unused,
+        run={
+            "seconds": round(seconds, 3),
+            "bytes_read": plan.read_bytes,
+            "bytes_written": plan.write_bytes,
+            "bytes_per_second": round((plan.read_bytes + plan.write_bytes) / max(seconds, 1e-9)),
+            "threads": share.threads,
+            "memory_limit": share.limit,
+            "peak_memory": peak_bytes(),
+            "resumed_tensors": resumed,
+            "formulas": dict(plan.forms),
+        },
+    )
+    space.add_file(MANIFEST_NAME, manifest.to_bytes())
+    return manifest
+
+
+def _config(plan: Plan, content: bytes) -> bytes:
+    """config.json with the dtype that most of the result's float bytes have."""
+    sizes: dict[str, int] = {}
+    for output in plan.outputs:
+        if output.dtype.is_float:
+            sizes[output.dtype.torch_name] = sizes.get(output.dtype.torch_name, 0) + output.nbytes
+    config = json.loads(content)
+    if not sizes:
+        return content
+    main = max(sizes, key=lambda name: sizes[name])
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    if all(config.get(key) == main for key in keys):
+        return content
+    config.update(dict.fromkeys(keys, main))
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _parents(plan: Plan, space: Workspace) -> list[dict[str, Any]]:
+    read: dict[str, dict[str, str]] = {}
+    for record in space.finished.values():
+        for parent, digests in record.get("parents", {}).items():
+            read.setdefault(parent, {}).update(digests)
+    result = []
+    for checkpoint in plan.checkpoints:
+        digests = read.get(checkpoint.name, {})
+        entry = _describe(checkpoint) | {"tensors_read": len(digests), "digest": content_digest(digests)}
+        if checkpoint.is_adapter:
+            entry |= {
+                "tensors_read": len(checkpoint.deltas),
+                "digest": content_digest({str(f.path.name): digest_file(f.path) for f in checkpoint.files}),
+            }
+        result.append(entry)
+    return result
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
+    return {
+        "name": checkpoint.name,
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "tensors": len(checkpoint.tensors) or len(checkpoint.deltas),
+        "bytes": sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        "dtypes": dtypes,
+    }

@@ -1,0 +1,80 @@
+"""What the reductions of a plan came to, and those of whole-model scope while they are gathered."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from merganser.algebra.expression import Reduce
+from merganser.engine.select import Selection
+
+Array = np.ndarray[Any, Any]
+
+
+class Ledger:
+    """Values of finished reductions by the identity of their node. Shared between threads."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, float] = {}
+        self.selections: dict[int, Selection] = {}
+        self._sums: dict[int, list[float]] = {}
+        self._counts: dict[int, tuple[int, Array]] = {}
+        self._lock = threading.Lock()
+
+    def open(self, shared: Sequence[Reduce], bins: int) -> None:
+        """Start gathering whole-model reductions."""
+        for reduction in shared:
+            if reduction.kind == "kth_magnitude":
+                size = sum(operand.size for operand in reduction.operands)
+                wide = any(operand.wide for operand in reduction.operands)
+                self.selections[id(reduction)] = Selection(reduction.rank, size, wide=wide, bins=bins)
+            else:
+                self._sums[id(reduction)] = []
+
+    def is_shared(self, reduction: Reduce) -> bool:
+        """Whether the reduction spans several tensors and is still being gathered."""
+        return id(reduction) in self.selections or id(reduction) in self._sums
+
+    def add_partials(self, reduction: Reduce, partials: Array) -> None:
+        """The block partials of a sum or maximum over one tensor; not shared, they are all of it."""
+        with self._lock:
+            if id(reduction) in self._sums:
+                self._sums[id(reduction)].extend(partials.tolist())
+            else:
+                self.values[id(reduction)] = _combined(reduction.kind, partials.tolist())
+
+    def add_counts(self, reduction: Reduce, above: int, counts: Array) -> None:
+        """What one tensor adds to a whole-model threshold search."""
+        with self._lock:
+            old_above, old = self._counts.get(id(reduction), (0, np.zeros_like(counts)))
+            self._counts[id(reduction)] = (old_above + above, old + counts)
+
+    def settle(self, reduction: Reduce, value: float) -> None:
+        """A reduction over one tensor is known."""
+        with self._lock:
+            self.values[id(reduction)] = value
+
+    def close_round(self) -> bool:
+        """All tensors were seen. True when every whole-model reduction is known; else the stage runs once more."""
+        for identity, partials in self._sums.items():
+            self.values[identity] = _combined("sum", partials)
+        self._sums.clear()
+        for identity, selection in list(self.selections.items()):
+            if identity in self._counts:
+                selection.learn(*self._counts.pop(identity))
+            if selection.value is not None:
+                self.values[identity] = selection.value
+                del self.selections[identity]
+        return not self.selections
+
+
+def _combined(kind: str, partials: list[float]) -> float:
+    """fsum is exact before its one rounding, so neither blocks nor tensors have an order."""
+    if kind == "max":
+        return float(np.max(partials)) if partials else 0.0
+    finite = all(math.isfinite(p) for p in partials)
+    return math.fsum(partials) if finite else float(np.sum(partials))

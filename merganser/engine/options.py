@@ -1,0 +1,51 @@
+"""What can be chosen about a run. Only `dtype`, `degree`, `partial` and `shard_size` change the result's bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from merganser.checkpoint import DType
+from merganser.errors import RequestError
+
+Progress = Callable[[int, int], None]
+"""Called about ten times a second from the main thread with bytes done and bytes in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveOptions:
+    """How weights are computed and written.
+
+    memory: bytes the whole process may hold resident (checked before, kept while running). threads: worker threads, 0
+    for one a core. shard_size: bytes a file may hold. overwrite: replace an existing checkpoint (at the very end).
+    resume: take over finished tensors of an interrupted run of the same recipe. allow_nonfinite: let NaN and Inf pass.
+    dtype: of the float tensors written (default: each as in the base). degree: what the weights must sum to, 1 for a
+    model, 0 for a task vector. partial: tensors of the base may be missing. sync: fsync before the final rename.
+    recipe, seed, generator: noted in the manifest (recipe and seed also identify the run that may be resumed).
+    tile: elements per tile, 0 to let the plan choose; the bytes written do not depend on it.
+    """
+
+    memory: int = 2**30
+    threads: int = 0
+    shard_size: int = 5 * 10**9
+    overwrite: bool = False
+    resume: bool = True
+    allow_nonfinite: bool = False
+    dtype: DType | str | None = None
+    degree: float = 1.0
+    partial: bool = False
+    sync: bool = True
+    recipe: Mapping[str, Any] | None = None
+    seed: int = 0
+    generator: str = "merganser.save"
+    progress: Progress | None = None
+    tile: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise RequestError(f"threads must be 0 (one a core) or more, not {self.threads}")
+        if self.memory < 1:
+            raise RequestError(f"memory must be a positive number of bytes, not {self.memory}")
+        if self.shard_size < 1:
+            raise RequestError(f"shard_size must be a positive number of bytes, not {self.shard_size}")

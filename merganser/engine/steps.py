@@ -1,0 +1,346 @@
+"""One step at work: its slots filled, its tiles run, its reductions gathered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from merganser.algebra import Expression, Leaf
+from merganser.algebra.expression import Apply, Constant, Reduce, Round
+from merganser.checkpoint.digest import chunk_digests
+from merganser.checkpoint.dtypes import F32, F64
+from merganser.engine.kernels import compiler
+from merganser.engine.kernels.loops import BLOCK
+from merganser.engine.ledger import Ledger
+from merganser.engine.lowrank import Factors
+from merganser.engine.memory import SAMPLE
+from merganser.engine.plan import Output, Step, reducing_step
+from merganser.engine.program import Program, build
+from merganser.engine.select import Selection
+from merganser.errors import NonFiniteError, listing
+
+Array = np.ndarray[Any, Any]
+Write = Callable[[Output, int, memoryview], None]
+_RUN = 1024
+"""Neighbouring elements read together for a sample."""
+_FLUSH = 1 << 31
+"""Elements after which a worker's 32-bit counts are added to the 64-bit ones."""
+
+
+class Buffers:
+    """The memory of one worker: a byte buffer per slot, kept from tile to tile."""
+
+    def __init__(self) -> None:
+        self._slots: dict[object, Array] = {}
+
+    def take(self, slot: object, nbytes: int) -> Array:
+        """At least `nbytes` bytes, the same ones every time."""
+        held = self._slots.get(slot)
+        if held is None or len(held) < nbytes:
+            held = self._slots[slot] = np.empty(max(nbytes, 64), np.uint8)
+        return held
+
+
+class Counts:
+    """What one worker counted in one step: bins and values above, per selection."""
+
+    def __init__(self, widths: Iterable[int]) -> None:
+        self.bins = [np.zeros(max(1, width), np.uint32) for width in widths]
+        self.above = np.zeros(max(1, len(self.bins)), np.int64)
+        self.seen = 0
+
+
+class StepRun:
+    """A step in progress. Tiles may run on any thread in any order; `finish` is called once after the last."""
+
+    def __init__(
+        self,
+        step: Step,
+        ledger: Ledger,
+        *,
+        tile: int,
+        bins: int,
+        allow_nonfinite: bool,
+        write: Write | None,
+    ) -> None:
+        self.step = step
+        self.ledger = ledger
+        self.values = ledger.values
+        self.write = write
+        self.tile = tile
+        self.allow_nonfinite = allow_nonfinite
+        self.tiles = -(-step.size // tile)
+        self.next = 0
+        self.finished = 0
+        self.nonfinite = 0
+        self.bytes_per_tile = step.read_bytes // max(1, self.tiles)
+        self.lock = threading.Lock()
+        self.program = step.program
+        self.bindings = self.opened_bindings = step.bindings
+        self.digest_slots = step.digests
+        self.digests: dict[int, dict[int, list[bytes]]] = {slot: {} for slot in step.digests}
+        self.output_digests: dict[int, list[bytes]] = {}
+        self.factors = {
+            slot: Factors(load.delta) for slot, load in enumerate(step.bindings.loads) if not isinstance(load, Leaf)
+        }
+        self.reductions = step.reductions
+        self._fill_slots()
+        wide = self.program.wide if self.program else False
+        self.selections = [
+            ledger.selections.get(id(r)) or Selection(r.rank, step.size, wide=wide, bins=bins)
+            for r in step.reductions
+            if r.kind == "kth_magnitude"
+        ]
+        self._open_round(first=True)
+
+    # Preparing --------------------------------------------------------------------------------------------------------
+
+    def _fill_slots(self) -> None:
+        memo: dict[int, float] = {}
+        scalars = [evaluate(node, self.values, memo) for node in self.bindings.scalars]
+        self.scalars = np.array(scalars or [0.0], np.float64)
+        self.keys = np.frombuffer(b"".join(map(_key, self.bindings.draws)) or bytes(8), np.uint32).copy()
+
+    def _open_round(self, *, first: bool) -> None:
+        reductions = self.program.having("sum", "max") if self.program else []
+        self.partials = np.zeros((-(-self.step.size // BLOCK) or 1, len(reductions)), np.float64)
+        if first and self.step.size:
+            self._guess()
+        self.brackets = np.array([s.bracket() for s in self.selections] or [(0, 0, 0)], np.int64)
+        self.counts: dict[int, Counts] = {}
+        self.totals = [np.zeros(max(1, s.bracket()[2]), np.int64) for s in self.selections]
+        self.above = [0] * len(self.selections)
+
+    def _guess(self) -> None:
+        """Evaluate what is selected from on a sample, spread evenly in runs, and narrow the brackets by it."""
+        mine = self._own_selections()
+        if not mine:
+            return
+        operands = [operand for _, operand, _ in mine]
+        assert self.program is not None
+        size, wide = self.step.size, self.program.wide
+        runs = SAMPLE // _RUN
+        starts = [0] if size <= SAMPLE else [int(k * (size - _RUN) / (runs - 1)) for k in range(runs)]
+        count = size if size <= SAMPLE else _RUN
+        dtype = F64 if wide else F32
+        program, bindings = build([("store", operand, dtype) for operand in operands], wide)
+        sampler = _Filled(program, bindings.loads, bindings.scalars, bindings.draws, self.values)
+        found = [np.empty(count * len(starts), np.float64 if wide else np.float32) for _ in operands]
+        for k, start in enumerate(starts):
+            parts = [array[k * count : (k + 1) * count] for array in found]
+            sampler.run(start, count, parts, self.factors_by_delta())
+        for (_, _, selection), values in zip(mine, found, strict=True):
+            selection.guess(values)
+
+    def _own_selections(self) -> list[tuple[Reduce, Expression, Selection]]:
+        """The threshold searches over this tensor alone."""
+        pairs = [
+            (reduction, operand)
+            for reduction, operand in zip(self.reductions, self.step.operands, strict=True)
+            if reduction.kind == "kth_magnitude"
+        ]
+        return [
+            (reduction, operand, selection)
+            for (reduction, operand), selection in zip(pairs, self.selections, strict=True)
+            if not self.ledger.is_shared(reduction)
+        ]
+
+    def factors_by_delta(self) -> dict[int, Factors]:
+        """The loaded factors of adapters, by the identity of their delta."""
+        loads = self.bindings.loads
+        return {
+            id(load.delta): self.factors[slot] for slot, load in enumerate(loads) if not isinstance(load, Leaf)
+        }
+
+    # Tiles ------------------------------------------------------------------------------------------------------------
+
+    def run_tile(self, index: int, worker: int, buffers: Buffers) -> int:
+        """Read, compute and write one tile. Returns the bytes moved."""
+        start = index * self.tile
+        count = min(self.tile, self.step.size - start)
+        moved = 0
+        pointers = []
+        for slot, load in enumerate(self.bindings.loads):
+            if isinstance(load, Leaf):
+                nbytes = count * load.tensor.dtype.itemsize
+                buffer = buffers.take(slot, nbytes)
+                view = memoryview(buffer)[:nbytes]
+                load.tensor.read_into(view, start)
+                moved += nbytes
+                if slot in self.digest_slots:
+                    self.digests[slot][index] = chunk_digests(view, load.tensor.dtype.itemsize)
+                pointers.append(buffer.ctypes.data)
+            else:
+                buffer = buffers.take(slot, count * 4)
+                buffer[: count * 4].view(np.float32)[:] = self.factors[slot].tile(start, count)
+                pointers.append(buffer.ctypes.data)
+        output = self.step.output
+        result = None
+        if output is not None:
+            nbytes = count * output.dtype.itemsize
+            copied = output.copied_from is not None
+            result = buffers.take(0 if copied else "out", nbytes)[:nbytes]
+        if self.program is not None:
+            self._call(self.program, start, count, worker, pointers, result)
+        if output is not None and result is not None:
+            view = memoryview(result)
+            self.output_digests[index] = chunk_digests(view, output.dtype.itemsize)
+            assert self.write is not None
+            self.write(output, start, view)
+            moved += len(view)
+        return moved
+
+    def _call(
+        self, program: Program, start: int, count: int, worker: int, pointers: list[int], result: Array | None
+    ) -> None:
+        bad = np.zeros(1, np.int64)
+        counts = None
+        if self.selections:
+            counts = self.counts.get(worker)
+            if counts is None:
+                counts = self.counts[worker] = Counts(s.bracket()[2] for s in self.selections)
+        arguments = [*pointers, self.scalars.ctypes.data, self.keys.ctypes.data]
+        if program.having("store"):
+            assert result is not None
+            arguments.append(result.ctypes.data)
+        arguments += [bad.ctypes.data, self.partials[start // BLOCK :].ctypes.data]
+        arguments += [bins.ctypes.data for bins in counts.bins] if counts else []
+        arguments += [self.brackets.ctypes.data, counts.above.ctypes.data if counts else bad.ctypes.data]
+        compiler.kernel(program)(count, start, *arguments)
+        if counts is not None:
+            counts.seen += count
+            if counts.seen >= _FLUSH:
+                self._flush(counts)
+        if bad[0]:
+            if not self.allow_nonfinite:
+                assert result is not None
+                raise self._nonfinite(start, count, result, pointers)
+            with self.lock:
+                self.nonfinite += int(bad[0])
+
+    def _flush(self, counts: Counts) -> None:
+        with self.lock:
+            for k, bins in enumerate(counts.bins):
+                self.totals[k] += bins
+                self.above[k] += int(counts.above[k])
+                bins[:] = 0
+            counts.above[:] = 0
+            counts.seen = 0
+
+    def _nonfinite(self, start: int, count: int, result: Array, pointers: list[int]) -> NonFiniteError:
+        """Name the first bad element and the parents that are not finite there. `result` still holds the tile."""
+        output = self.step.output
+        assert output is not None
+        values = result.view(output.dtype.numpy).astype(np.float64)
+        wrong = np.flatnonzero(~np.isfinite(values))
+        at = int(wrong[0])
+        guilty = []
+        for load in self.bindings.loads:
+            if isinstance(load, Leaf):
+                one = bytearray(load.tensor.dtype.itemsize)
+                load.tensor.read_into(memoryview(one), start + at)
+                if not np.isfinite(np.frombuffer(one, load.tensor.dtype.numpy).astype(np.float64)).all():
+                    guilty.append(repr(load.tensor.parent))
+        place = [int(k) for k in np.unravel_index(start + at, output.shape)] if output.shape else []
+        kind = "NaN" if np.isnan(values[at]) else "Inf"
+        cause = (
+            f"parent {listing(guilty)} is not finite there"
+            if guilty
+            else f"the parents are finite there, so the formula or the range of {output.dtype.torch_name} made it"
+        )
+        return NonFiniteError(
+            f"tensor {output.name!r} would hold {kind} at {place} ({len(wrong)} such values in this stretch of {count}): "
+            f"{cause}. Nothing was sealed; --allow-nonfinite lets it pass"
+        )
+
+    # Finishing --------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> bool:
+        """Gather what the tiles found. False: another round over the tiles is needed (a threshold is not exact yet)."""
+        for counts in self.counts.values():
+            self._flush(counts)
+        self.counts.clear()
+        columns, found = iter(self.partials[: -(-self.step.size // BLOCK)].T), iter(range(len(self.selections)))
+        for reduction in self.reductions:
+            if reduction.kind != "kth_magnitude":
+                self.ledger.add_partials(reduction, next(columns))
+                continue
+            k = next(found)
+            if self.ledger.is_shared(reduction):
+                self.ledger.add_counts(reduction, self.above[k], self.totals[k])
+                continue
+            self.selections[k].learn(self.above[k], self.totals[k])
+            value = self.selections[k].value
+            if value is not None:
+                self.ledger.settle(reduction, value)
+        again = [part for part in self._own_selections() if not part[2].done]
+        if again:
+            self._look_again(again)
+        return not again
+
+    def _look_again(self, parts: list[tuple[Reduce, Expression, Selection]]) -> None:
+        """Another round, for the thresholds alone; sums are known."""
+        self.step = reducing_step([r for r, _, _ in parts], [operand for _, operand, _ in parts])
+        self.selections = [selection for _, _, selection in parts]
+        self.reductions, self.program, self.bindings = self.step.reductions, self.step.program, self.step.bindings
+        held = self.factors_by_delta()
+        self.factors = {
+            slot: held[id(load.delta)] for slot, load in enumerate(self.bindings.loads) if not isinstance(load, Leaf)
+        }
+        self.digest_slots = ()
+        self._fill_slots()
+        self._open_round(first=False)
+        self.next = self.finished = 0
+
+
+class _Filled:
+    """A program with its slots filled, for small runs outside the tile machinery."""
+
+    def __init__(self, program: Program, loads: Any, scalars: Any, draws: Any, values: dict[int, float]) -> None:
+        memo: dict[int, float] = {}
+        self.kernel = compiler.kernel(program)
+        self.loads = loads
+        self.scalars = np.array([evaluate(node, values, memo) for node in scalars] or [0.0], np.float64)
+        self.keys = np.frombuffer(b"".join(map(_key, draws)) or bytes(8), np.uint32).copy()
+        self.none = np.zeros(3, np.int64)
+
+    def run(self, start: int, count: int, outputs: list[Array], factors: dict[int, Factors]) -> None:
+        """Compute `count` elements from `start` on into the given arrays."""
+        buffers = []
+        for load in self.loads:
+            if isinstance(load, Leaf):
+                buffer = np.empty(count * load.tensor.dtype.itemsize, np.uint8)
+                load.tensor.read_into(memoryview(buffer), start)
+            else:
+                buffer = factors[id(load.delta)].tile(start, count).astype(np.float32)
+            buffers.append(buffer)
+        none = self.none.ctypes.data
+        arguments = [b.ctypes.data for b in buffers] + [self.scalars.ctypes.data, self.keys.ctypes.data]
+        self.kernel(count, start, *arguments, *(o.ctypes.data for o in outputs), none, none, none, none)
+
+
+def evaluate(node: Expression, values: dict[int, float], memo: dict[int, float]) -> float:
+    """A scalar expression as a number, in f64, given the reductions it rests on."""
+    if isinstance(node, Constant):
+        return node.value
+    if isinstance(node, Reduce):
+        return values[id(node)]
+    found = memo.get(id(node))
+    if found is None:
+        if isinstance(node, Round):
+            found = float(np.float64(evaluate(node.argument, values, memo)).astype(node.dtype.numpy))
+        else:
+            assert isinstance(node, Apply)
+            found = float(node.operation.on_numbers(*(evaluate(a, values, memo) for a in node.arguments)))
+        memo[id(node)] = found
+    return found
+
+
+def _key(parts: tuple[str, ...]) -> bytes:
+    """64 key bits from what names a stream of random numbers."""
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return blake2b(text.encode(), digest_size=8, person=b"merganser").digest()

@@ -1,0 +1,69 @@
+"""merganser.json: what a sealed checkpoint is made of, from what, by what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoint.digest import ALGORITHM
+from merganser.checkpoint.layout import MANIFEST_NAME, read_json
+from merganser.errors import VerificationError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record beside a sealed checkpoint.
+
+    All but `run` is a function of recipe, parents and version. `tensors` maps names to dtype, shape, file and digest;
+    `parents` lists name, path, digest of what was read and how much of the parent that was; `files` maps the other
+    files of the checkpoint to their digests; `run` says what ran and how fast.
+    """
+
+    version: str
+    generator: str
+    seed: int
+    recipe: Mapping[str, Any]
+    digest: str
+    parents: list[Mapping[str, Any]]
+    tensors: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, str]
+    unused: Mapping[str, list[str]]
+    run: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+    tool: str = "merganser"
+    digest_algorithm: str = ALGORITHM
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        ordered = ("format", "tool", "version", "generator", "digest", "digest_algorithm", "seed", "recipe", "parents")
+        fields = asdict(self)
+        document = {key: fields.pop(key) for key in ordered} | fields
+        return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a sealed checkpoint as a document, its shape checked.
+
+    Raises `VerificationError` where there is none or it is not one that this version reads.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise VerificationError(f"{directory}: has no {MANIFEST_NAME}, so it was not sealed by merganser")
+    document = read_json(path)
+    if document.get("tool") != "merganser" or document.get("format") != FORMAT:
+        raise VerificationError(f"{path}: is not a manifest of format {FORMAT}")
+    if document.get("digest_algorithm") != ALGORITHM:
+        raise VerificationError(f"{path}: digests are {document.get('digest_algorithm')!r}, not {ALGORITHM!r}")
+    kinds = {"tensors": dict, "files": dict, "parents": list, "digest": str}
+    for key, kind in kinds.items():
+        if not isinstance(document.get(key), kind):
+            raise VerificationError(f"{path}: has no valid {key!r}")
+    for name, entry in document["tensors"].items():
+        if not isinstance(entry, dict) or not {"dtype", "shape", "file", "digest"} <= entry.keys():
+            raise VerificationError(f"{path}: the entry of tensor {name!r} is not complete")
+    return document
