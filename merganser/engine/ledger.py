@@ -50,7 +50,7 @@ class Ledger:
     def add_counts(self, reduction: Reduce, above: int, counts: Array) -> None:
         """What one tensor adds to a whole-model threshold search."""
         with self._lock:
-            old_above, old = self._counts.get(id(reduction), (0, np.zeros_like(counts)))
+            old_above, old = self._counts.get(id(reduction), (0, np.int64(0)))
             self._counts[id(reduction)] = (old_above + above, old + counts)
 
     def settle(self, reduction: Reduce, value: float) -> None:

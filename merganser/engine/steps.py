@@ -112,7 +112,7 @@ class StepRun:
             self._guess()
         self.brackets = np.array([s.bracket() for s in self.selections] or [(0, 0, 0)], np.int64)
         self.counts: dict[int, Counts] = {}
-        self.totals = [np.zeros(max(1, s.bracket()[2]), np.int64) for s in self.selections]
+        self.totals: list[Array | None] = [None] * len(self.selections)
         self.above = [0] * len(self.selections)
 
     def _guess(self) -> None:
@@ -225,11 +225,22 @@ class StepRun:
     def _flush(self, counts: Counts) -> None:
         with self.lock:
             for k, bins in enumerate(counts.bins):
-                self.totals[k] += bins
+                held = self.totals[k]
+                self.totals[k] = bins.astype(np.int64) if held is None else np.add(held, bins, out=held)
                 self.above[k] += int(counts.above[k])
                 bins[:] = 0
             counts.above[:] = 0
             counts.seen = 0
+
+    def _counted(self, k: int) -> tuple[int, Array]:
+        """What all workers counted for a selection: values above, and in each bin."""
+        above, parts = self.above[k], [held for held in (self.totals[k],) if held is not None]
+        for counts in self.counts.values():
+            above += int(counts.above[k])
+            parts.append(counts.bins[k])
+        if not parts:
+            return above, np.zeros(1, np.int64)
+        return above, parts[0] if len(parts) == 1 else sum(parts[1:], start=parts[0].astype(np.int64))
 
     def _nonfinite(self, start: int, count: int, result: Array, pointers: list[int]) -> NonFiniteError:
         """Name the first bad element and the parents that are not finite there. `result` still holds the tile."""
@@ -261,9 +272,6 @@ class StepRun:
 
     def finish(self) -> bool:
         """Gather what the tiles found. False: another round over the tiles is needed (a threshold is not exact yet)."""
-        for counts in self.counts.values():
-            self._flush(counts)
-        self.counts.clear()
         columns, found = iter(self.partials[: -(-self.step.size // BLOCK)].T), iter(range(len(self.selections)))
         for reduction in self.reductions:
             if reduction.kind != "kth_magnitude":
@@ -271,9 +279,9 @@ class StepRun:
                 continue
             k = next(found)
             if self.ledger.is_shared(reduction):
-                self.ledger.add_counts(reduction, self.above[k], self.totals[k])
+                self.ledger.add_counts(reduction, *self._counted(k))
                 continue
-            self.selections[k].learn(self.above[k], self.totals[k])
+            self.selections[k].learn(*self._counted(k))
             value = self.selections[k].value
             if value is not None:
                 self.ledger.settle(reduction, value)
@@ -307,14 +315,16 @@ class _Filled:
         self.scalars = np.array([evaluate(node, values, memo) for node in scalars] or [0.0], np.float64)
         self.keys = np.frombuffer(b"".join(map(_key, draws)) or bytes(8), np.uint32).copy()
         self.none = np.zeros(3, np.int64)
+        self.buffers = Buffers()
 
     def run(self, start: int, count: int, outputs: list[Array], factors: dict[int, Factors]) -> None:
         """Compute `count` elements from `start` on into the given arrays."""
         buffers = []
-        for load in self.loads:
+        for slot, load in enumerate(self.loads):
             if isinstance(load, Leaf):
-                buffer = np.empty(count * load.tensor.dtype.itemsize, np.uint8)
-                load.tensor.read_into(memoryview(buffer), start)
+                nbytes = count * load.tensor.dtype.itemsize
+                buffer = self.buffers.take(slot, nbytes)
+                load.tensor.read_into(memoryview(buffer)[:nbytes], start)
             else:
                 buffer = factors[id(load.delta)].tile(start, count).astype(np.float32)
             buffers.append(buffer)

@@ -16,10 +16,12 @@ from typing import Any
 from llvmlite import ir
 
 from merganser.engine.kernels import elements
-from merganser.engine.kernels.elements import F32, F64, I32, I64, STORAGE
+from merganser.engine.kernels.elements import F32, F64, I1, I32, I64, STORAGE
 from merganser.engine.program import Program
 
 ROW = 256
+GROUP = 16
+"""Elements whose bins are tested together."""
 BLOCK = 1 << 16
 """Elements per partial sum. Tiles start at multiples of it."""
 
@@ -82,6 +84,7 @@ class _Emitter:
         self.lanes = [self._array(F64, ROW) for _ in self.sums]
         self.offsets = [self._array(I32, ROW) for _ in self.histograms]
         self.over = [self._variable(I64, I64(0)) for _ in self.histograms]
+        self.row_over = [self._variable(I32, I32(0)) for _ in self.histograms]
         self.low = [b.load(b.gep(self.brackets, [I64(3 * k)])) for k in range(len(self.histograms))]
         self.shift = [b.load(b.gep(self.brackets, [I64(3 * k + 1)])) for k in range(len(self.histograms))]
         self.width = [b.load(b.gep(self.brackets, [I64(3 * k + 2)])) for k in range(len(self.histograms))]
@@ -106,17 +109,41 @@ class _Emitter:
     def _row(self, first: Any) -> None:
         b = self.b
         length = self._least(b.sub(self.n, first), ROW)
+        for offsets in self.offsets:
+            with b.if_then(b.icmp_signed("<", length, I64(ROW))):
+                self._loop(I64(ROW), lambda j, o=offsets: b.store(I32(-1), b.gep(o, [I64(0), j])))  # type: ignore[misc]
+        for over in self.row_over:
+            b.store(I32(0), over)
         self._loop(length, lambda j: self._element(b.add(first, j), j))
+        for row, whole in zip(self.row_over, self.over, strict=True):
+            b.store(b.add(b.load(whole), b.zext(b.load(row), I64)), whole)
         for k in range(len(self.histograms)):
-            self._loop(length, lambda j, k=k: self._count(k, j))  # type: ignore[misc]
+            self._loop(I64(ROW // GROUP), lambda group, k=k: self._count(k, group))  # type: ignore[misc]
 
-    def _count(self, k: int, j: Any) -> None:
-        """One histogram entry, where the offset that the row loop left is inside the bracket."""
+    def _count(self, k: int, group: Any) -> None:
+        """Histogram entries of GROUP neighbours. Few lie in the bracket, so one test usually passes them all by."""
         b = self.b
-        offset = b.zext(b.load(b.gep(self.offsets[k], [I64(0), j])), I64)
-        with b.if_then(b.icmp_unsigned("<", offset, self.width[k])):
-            place = b.gep(self.bins[k], [offset])
-            b.store(b.add(b.load(place), I32(1)), place)
+        first = b.mul(group, I64(GROUP))
+        vector, mask = ir.VectorType(I32, GROUP), ir.IntType(GROUP)
+        place = b.bitcast(b.gep(self.offsets[k], [I64(0), first]), vector.as_pointer())
+        width = b.trunc(self.width[k], I32)
+        widths = b.insert_element(ir.Constant(vector, ir.Undefined), width, I32(0))
+        widths = b.shuffle_vector(widths, ir.Constant(vector, ir.Undefined), ir.Constant(vector, None))
+        inside = b.bitcast(b.icmp_unsigned("<", b.load(place, align=64), widths), mask)
+        before = b.block
+        head, after = (self.function.append_basic_block(name) for name in ("hit", "counted"))
+        b.cbranch(b.icmp_unsigned("!=", inside, mask(0)), head, after)
+        b.position_at_end(head)
+        left = b.phi(mask)
+        left.add_incoming(inside, before)
+        lane = b.zext(b.cttz(left, ir.Constant(I1, 1)), I64)
+        offset = b.zext(b.load(b.gep(self.offsets[k], [I64(0), b.add(first, lane)])), I64)
+        entry = b.gep(self.bins[k], [offset])
+        b.store(b.add(b.load(entry), I32(1)), entry)
+        rest = b.and_(left, b.sub(left, mask(1)))
+        left.add_incoming(rest, b.block)
+        b.cbranch(b.icmp_unsigned("!=", rest, mask(0)), head, after)
+        b.position_at_end(after)
 
     def _tree(self, lanes: Any, kind: str) -> Any:
         b = self.b
@@ -163,7 +190,7 @@ class _Emitter:
             elif name == "scalar":
                 values.append(self.scalar_values[int(rest[0])])
             elif name == "draw":
-                index = b.trunc(b.add(self.start, i), I32)
+                index = b.add(b.trunc(self.start, I32), b.trunc(i, I32))
                 values.append(elements.uniform(b, index, *self.key_values[int(rest[0])], to))
             elif name == "round":
                 stored = elements.narrow(b, elements.as_float(b, values[int(rest[0])], to), str(rest[1]))
@@ -207,7 +234,7 @@ class _Emitter:
         inside = b.icmp_unsigned(">=", bits, low)
         offset = b.lshr(b.sub(bits, low), shift)
         above = b.and_(inside, b.icmp_unsigned(">=", offset, width))
-        b.store(b.add(b.load(self.over[k]), b.zext(above, I64)), self.over[k])
+        b.store(b.add(b.load(self.row_over[k]), b.zext(above, I32)), self.row_over[k])
         offset = b.select(b.and_(inside, b.icmp_unsigned("<", offset, width)), offset, kind(0xFFFFFFFF))
         b.store(offset if kind == I32 else b.trunc(offset, I32), b.gep(self.offsets[k], [I64(0), place]))
 
