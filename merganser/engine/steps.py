@@ -19,13 +19,13 @@ from merganser.engine.ledger import Ledger
 from merganser.engine.lowrank import Factors
 from merganser.engine.memory import SAMPLE
 from merganser.engine.plan import Output, Step, reducing_step
-from merganser.engine.program import Program, build
+from merganser.engine.program import Bindings, Program, build
 from merganser.engine.select import Selection
 from merganser.errors import NonFiniteError, listing
 
 Array = np.ndarray[Any, Any]
 Write = Callable[[Output, int, memoryview], None]
-_RUN = 1024
+_RUN = 2048
 """Neighbouring elements read together for a sample."""
 _FLUSH = 1 << 31
 """Elements after which a worker's 32-bit counts are added to the 64-bit ones."""
@@ -128,11 +128,11 @@ class StepRun:
         count = size if size <= SAMPLE else _RUN
         dtype = F64 if wide else F32
         program, bindings = build([("store", operand, dtype) for operand in operands], wide)
-        sampler = _Filled(program, bindings.loads, bindings.scalars, bindings.draws, self.values)
+        sampler = _Filled(program, bindings, self.values, count, self.factors_by_delta())
         found = [np.empty(count * len(starts), np.float64 if wide else np.float32) for _ in operands]
+        stride = count * (8 if wide else 4)
         for k, start in enumerate(starts):
-            parts = [array[k * count : (k + 1) * count] for array in found]
-            sampler.run(start, count, parts, self.factors_by_delta())
+            sampler.run(start, [array.ctypes.data + k * stride for array in found])
         for (_, _, selection), values in zip(mine, found, strict=True):
             selection.guess(values)
 
@@ -306,31 +306,33 @@ class StepRun:
 
 
 class _Filled:
-    """A program with its slots filled, for small runs outside the tile machinery."""
+    """A program with its slots filled, for runs of `count` elements outside the tile machinery."""
 
-    def __init__(self, program: Program, loads: Any, scalars: Any, draws: Any, values: dict[int, float]) -> None:
+    def __init__(
+        self, program: Program, bindings: Bindings, values: dict[int, float], count: int, factors: dict[int, Factors]
+    ) -> None:
         memo: dict[int, float] = {}
         self.kernel = compiler.kernel(program)
-        self.loads = loads
-        self.scalars = np.array([evaluate(node, values, memo) for node in scalars] or [0.0], np.float64)
-        self.keys = np.frombuffer(b"".join(map(_key, draws)) or bytes(8), np.uint32).copy()
+        self.count = count
+        self.factors = factors
+        self.loads = bindings.loads
+        sizes = [load.tensor.dtype.itemsize if isinstance(load, Leaf) else 4 for load in self.loads]
+        self.buffers = [np.empty(count * size, np.uint8) for size in sizes]
+        self.views = [memoryview(buffer) for buffer in self.buffers]
+        self.scalars = np.array([evaluate(node, values, memo) for node in bindings.scalars] or [0.0], np.float64)
+        self.keys = np.frombuffer(b"".join(map(_key, bindings.draws)) or bytes(8), np.uint32).copy()
         self.none = np.zeros(3, np.int64)
-        self.buffers = Buffers()
+        self.front = [a.ctypes.data for a in (*self.buffers, self.scalars, self.keys)]
+        self.back = [self.none.ctypes.data] * 4
 
-    def run(self, start: int, count: int, outputs: list[Array], factors: dict[int, Factors]) -> None:
-        """Compute `count` elements from `start` on into the given arrays."""
-        buffers = []
-        for slot, load in enumerate(self.loads):
+    def run(self, start: int, outputs: list[int]) -> None:
+        """Compute the elements from `start` on into the arrays at the given addresses."""
+        for load, buffer, view in zip(self.loads, self.buffers, self.views, strict=True):
             if isinstance(load, Leaf):
-                nbytes = count * load.tensor.dtype.itemsize
-                buffer = self.buffers.take(slot, nbytes)
-                load.tensor.read_into(memoryview(buffer)[:nbytes], start)
+                load.tensor.read_into(view, start)
             else:
-                buffer = factors[id(load.delta)].tile(start, count).astype(np.float32)
-            buffers.append(buffer)
-        none = self.none.ctypes.data
-        arguments = [b.ctypes.data for b in buffers] + [self.scalars.ctypes.data, self.keys.ctypes.data]
-        self.kernel(count, start, *arguments, *(o.ctypes.data for o in outputs), none, none, none, none)
+                buffer.view(np.float32)[:] = self.factors[id(load.delta)].tile(start, self.count)
+        self.kernel(self.count, start, *self.front, *outputs, *self.back)
 
 
 def evaluate(node: Expression, values: dict[int, float], memo: dict[int, float]) -> float:

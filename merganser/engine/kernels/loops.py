@@ -4,6 +4,8 @@ Signature, all pointers `noalias`:
 `void pass(i64 n, i64 start, LOAD*..., double* scalars, i32* keys, STORE*..., i64* bad, double* partials, i32* bins...,
 i64* brackets, i64* above)`
 
+A call takes fewer than 2**31 elements: inside it, counts are 32-bit.
+
 Elements are taken in rows of ROW. A sum has one f64 accumulator per place in the row; after BLOCK elements these are
 added up as a tree and written as one partial. So the order of additions depends on the element's index alone, and the
 inner loop vectorises without re-association.
@@ -68,10 +70,11 @@ class _Emitter:
             self._to_float(b.load(b.gep(self.scalars, [I64(k)]))) for k in range(self.program.scalars)
         ]
         self.key_values = [self._key(k) for k in range(self.program.draws)]
-        self.counts = [self._variable(I64, I64(0)) for _ in self.program.having("store", "check")]
+        self.counts = [self._variable(I32, I32(0)) for _ in self.program.having("store", "check")]
         if self.sums or self.histograms:
             self._blocks()
         else:
+            self.first_index = b.trunc(self.start, I32)
             self._loop(self.n, lambda i: self._element(i, None))
         b.store(b.add(b.load(self.bad), self._sum_of(self.counts)), self.bad)
         b.ret_void()
@@ -114,6 +117,7 @@ class _Emitter:
                 self._loop(I64(ROW), lambda j, o=offsets: b.store(I32(-1), b.gep(o, [I64(0), j])))  # type: ignore[misc]
         for over in self.row_over:
             b.store(I32(0), over)
+        self.first_index = b.trunc(b.add(self.start, first), I32)
         self._loop(length, lambda j: self._element(b.add(first, j), j))
         for row, whole in zip(self.row_over, self.over, strict=True):
             b.store(b.add(b.load(whole), b.zext(b.load(row), I64)), whole)
@@ -190,7 +194,7 @@ class _Emitter:
             elif name == "scalar":
                 values.append(self.scalar_values[int(rest[0])])
             elif name == "draw":
-                index = b.add(b.trunc(self.start, I32), b.trunc(i, I32))
+                index = b.add(self.first_index, b.trunc(i if place is None else place, I32))
                 values.append(elements.uniform(b, index, *self.key_values[int(rest[0])], to))
             elif name == "round":
                 stored = elements.narrow(b, elements.as_float(b, values[int(rest[0])], to), str(rest[1]))
@@ -211,7 +215,7 @@ class _Emitter:
                     stored = raw[sink.value]
                 count = next(counts)
                 bad = elements.not_finite(b, stored, sink.dtype)
-                b.store(b.add(b.load(count), b.zext(bad, I64)), count)
+                b.store(b.add(b.load(count), b.zext(bad, I32)), count)
             elif sink.kind in ("sum", "max"):
                 value = elements.as_float(b, values[sink.value], to)
                 value = value if to is F64 else b.fpext(value, F64)
@@ -272,5 +276,5 @@ class _Emitter:
     def _sum_of(self, variables: list[Any]) -> Any:
         total = I64(0)
         for variable in variables:
-            total = self.b.add(total, self.b.load(variable))
+            total = self.b.add(total, self.b.zext(self.b.load(variable), I64))
         return total
