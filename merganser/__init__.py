@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from merganser._version import __version__
 
 if TYPE_CHECKING:
-    from merganser._facade import compute, evaluate, explain, open, save, verify  # noqa: A004
+    from merganser._facade import compute, evaluate, explain, open, save, verify
     from merganser.algebra import (
         Expression,
         Weights,

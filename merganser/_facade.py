@@ -1,4 +1,4 @@
-"""The doorway: opening and saving join the rooms, so that neither the algebra nor the engine knows the other's caller."""
+"""The doorway: opening and saving join the rooms, so that neither needs to know the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def open(
 
     Raises `CheckpointError` for malformed files and `RequestError` where there is nothing to open.
     """
-    return from_checkpoint(open_checkpoint(path, name=name, allow_pickle=allow_pickle, relative_to=relative_to))
+    return from_checkpoint(
+        open_checkpoint(path, name=name, allow_pickle=allow_pickle, relative_to=relative_to)
+    )
 
 
 def save(
@@ -79,7 +81,9 @@ def evaluate(
     return engine.evaluate(targets, checkpoints, threads=threads, memory=memory, progress=progress)
 
 
-def verify(path: str | os.PathLike[str], *, threads: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+def verify(
+    path: str | os.PathLike[str], *, threads: int = 0, progress: Progress | None = None
+) -> dict[str, Any]:
     """Re-read a sealed checkpoint and compare every digest with its manifest; see `merganser.lineage.verify`."""
     from merganser import lineage
 

@@ -1,13 +1,12 @@
 """The words methods are written in.
 
-Each works on one expression or, name by name, on `Weights`. Words that only make sense for vectors (differences of
-checkpoints) refuse weights of another degree.
+Each works on one expression or, name by name, on `Weights`. Words that only make sense for vectors
+(differences of checkpoints) refuse weights of another degree.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce as fold
 from typing import TypeVar, overload
 
@@ -19,7 +18,7 @@ from merganser.errors import AlgebraError, RequestError
 
 T = TypeVar("T", Expression, Weights)
 
-# Reductions: one number per tensor ------------------------------------------------------------------------------------
+# Reductions: one number per tensor --------------------------------------------------------------------------
 
 
 def total(x: T) -> T:
@@ -54,7 +53,7 @@ def kth_magnitude(x: T, rank: int) -> T:
     return _each(x, lambda e: Reduce("kth_magnitude", (e,), min(rank, max(e.size, 1))), degree=1.0)
 
 
-# Elementwise ----------------------------------------------------------------------------------------------------------
+# Elementwise ------------------------------------------------------------------------------------------------
 
 
 def sign(x: T) -> T:
@@ -78,7 +77,9 @@ def where(
     if isinstance(condition, Weights):
         assert isinstance(a, Weights)
         assert isinstance(b, Weights)
-        return combine_all([condition, a, b], lambda c, x, y: apply("where", c, x, y), degree=_common_degree([a, b]))
+        return combine_all(
+            [condition, a, b], lambda c, x, y: apply("where", c, x, y), degree=_common_degree([a, b])
+        )
     assert not isinstance(a, Weights)
     assert not isinstance(b, Weights)
     return apply("where", condition, a, b)
@@ -99,54 +100,70 @@ def cast(x: T, dtype: str | DType) -> T:
     return _each(x, lambda e: Round(to, e))
 
 
-# Several weights ------------------------------------------------------------------------------------------------------
+# Several weights --------------------------------------------------------------------------------------------
 
 
 def weighted_sum(parts: Sequence[T], weights: Sequence[Coefficient] | Coefficient = 1.0) -> T:
     """`w1 * x1 + w2 * x2 + ...`, from left to right."""
     numbers = per_part(parts, weights)
-    scaled = [part if _is_one(w) else _times(part, w) for part, w in zip(parts, numbers, strict=True)]
-    return fold(lambda a, b: a + b, scaled)  # type: ignore[return-value]
+    scaled = [_scaled(part, w) for part, w in zip(parts, numbers, strict=True)]
+    return fold(lambda a, b: a + b, scaled)
 
 
 def mean(*parts: T) -> T:
     """The plain average of several weights."""
     if not parts:
         raise RequestError("mean of nothing")
-    return weighted_sum(parts) / len(parts)  # type: ignore[return-value]
+    return weighted_sum(parts) / len(parts)
 
 
-def slerp(a: T, b: T, t: float, *, collinear: float = 0.9995) -> T:
+def slerp(
+    a: T, b: T, t: Coefficient, *, collinear: float = 0.9995, tiny: float = 0.0, zero: str = "linear"
+) -> T:
     """Spherical interpolation of whole tensors: t = 0 gives `a`, t = 1 gives `b`.
 
-    With theta the angle between the flattened tensors: sin((1-t) theta)/sin(theta) a + sin(t theta)/sin(theta) b.
-    Where |cos(theta)| > `collinear`, or a tensor is zero, it is (1-t) a + t b.
+    With theta the angle between the flattened tensors: sin((1-t) theta)/sin(theta) a + sin(t
+    theta)/sin(theta) b. Where |cos(theta)| > `collinear` it is (1-t) a + t b. A norm of at most `tiny` counts
+    as zero; a zero tensor has no direction, and is interpolated linearly (`zero` "linear") or taken to stand
+    at a right angle ("orthogonal").
     """
+    if zero not in ("linear", "orthogonal"):
+        raise RequestError(f"slerp: zero must be 'linear' or 'orthogonal', not {zero!r}")
 
-    def one(x: Expression, y: Expression) -> Expression:
-        norms = apply("sqrt", Reduce("sum", (x * x,))) * apply("sqrt", Reduce("sum", (y * y,)))
-        safe = apply("where", norms > 0.0, norms, 1.0)
-        cosine = Reduce("sum", (x * y,)) / safe
+    def one(x: Expression, y: Expression, t: float) -> Expression:
+        first, second = (apply("sqrt", Reduce("sum", (e * e,))) for e in (x, y))
+        lengths = [apply("where", length > tiny, length, 1.0) for length in (first, second)]
+        cosine = Reduce("sum", (x * y,)) / (lengths[0] * lengths[1])
         cosine = apply("maximum", apply("minimum", cosine, 1.0), -1.0)
-        straight = apply("or", abs(cosine) > collinear, norms <= 0.0)
+        straight = abs(cosine) > collinear
+        if zero == "linear":
+            straight = apply("or", straight, apply("or", first <= tiny, second <= tiny))
         theta = apply("acos", apply("where", straight, 0.0, cosine))
         sine = apply("sin", theta)
         near = apply("where", straight, 1.0 - t, apply("sin", theta * (1.0 - t)) / sine)
         far = apply("where", straight, t, apply("sin", theta * t) / sine)
         return near * x + far * y
 
-    return _pair(x=a, y=b, function=one, degree=None)
+    if isinstance(a, Weights) and isinstance(b, Weights):
+        shares = coefficients(t, a)
+        _common_degree([a, b])
+        pair = combine_all([a, b], lambda x, y: x)  # the names and shapes agree
+        return pair.map(lambda name, x: one(x, b[name], shares[name]))
+    if not isinstance(t, int | float) or isinstance(a, Weights) or isinstance(b, Weights):
+        raise RequestError("slerp: two tensors have one t, a number")
+    return one(a, b, float(t))
 
 
-# Task vectors ---------------------------------------------------------------------------------------------------------
+# Task vectors -----------------------------------------------------------------------------------------------
 
 
 def trim(x: T, density: Coefficient, *, scope: str = "tensor") -> T:
     """Keep the entries of largest magnitude, zero the rest.
 
-    Of n entries the int(density * n) largest are kept (at least one), and all that equal the smallest of them.
-    `scope` is "tensor" (n counts one tensor) or "model" (one threshold over all tensors: n counts them all).
-    density is in (0, 1]; 1 keeps everything. NaN is kept, so that it does not vanish unseen.
+    Of n entries the int(density * n) largest are kept (at least one), and all that equal the smallest of
+    them. `scope` is "tensor" (n counts one tensor) or "model" (one threshold over all tensors: n counts them
+    all). density is in [0, 1]; 1 keeps everything and 0 nothing. NaN is kept, so that it does not vanish
+    unseen.
     """
     if scope not in ("tensor", "model"):
         raise RequestError(f"trim: scope must be 'tensor' or 'model', not {scope!r}")
@@ -167,6 +184,8 @@ def trim(x: T, density: Coefficient, *, scope: str = "tensor") -> T:
 def _trim_tensor(e: Expression, density: float) -> Expression:
     if density >= 1.0:
         return e
+    if density <= 0.0:
+        return e * 0.0
     threshold = Reduce("kth_magnitude", (e,), keep_count(e.size, density))
     return apply("where", abs(e) < threshold, 0.0, e)
 
@@ -177,35 +196,40 @@ def _trim_model(x: Weights, shares: dict[str, float]) -> Weights:
     density = next(iter(shares.values()))
     if density >= 1.0:
         return x
+    if density <= 0.0:
+        return x.map(lambda _, e: e * 0.0)
     parts = tuple(x[name] for name in x if not x.entry(name).carried)
     threshold = Reduce("kth_magnitude", parts, keep_count(sum(e.size for e in parts), density))
     return x.map(lambda _, e: apply("where", abs(e) < threshold, 0.0, e))
 
 
-def trim_band(x: T, density: Coefficient, outliers: Coefficient) -> T:
-    """Drop the share `outliers` of largest magnitude, then keep the next int(density * n) largest; zero the rest.
+def trim_band(x: T, density: Coefficient, outliers: Coefficient, *, at_least: int = 1) -> T:
+    """Drop the share `outliers` of largest magnitude, keep the next int(density * n), zero the rest.
 
-    Where density + outliers > 1, fewer outliers are dropped so that the density is reached. Entries equal to either
-    threshold are kept. density is in (0, 1]; outliers in [0, 1).
+    Where density + outliers > 1, fewer outliers are dropped so that the density is reached. Entries equal to
+    either threshold are kept, and at least `at_least` entries. density is in [0, 1]; 1 keeps everything,
+    outliers too, and 0 nothing. outliers is in [0, 1].
     """
     if isinstance(x, Weights):
         _need_vector(x, "trim_band")
         shares, tops = coefficients(density, x), coefficients(outliers, x)
         for name in x:
             _check_share(shares[name], f"density (tensor {name!r})")
-            _check_share(tops[name], f"outliers (tensor {name!r})", zero=True)
-        return x.map(lambda name, e: _band(e, shares[name], tops[name]))
+            _check_share(tops[name], f"outliers (tensor {name!r})")
+        return x.map(lambda name, e: _band(e, shares[name], tops[name], at_least))
     if not isinstance(density, int | float) or not isinstance(outliers, int | float):
         raise RequestError("trim_band: one tensor has one density and one share of outliers")
     _check_share(density, "density")
-    _check_share(outliers, "outliers", zero=True)
-    return _band(x, float(density), float(outliers))
+    _check_share(outliers, "outliers")
+    return _band(x, float(density), float(outliers), at_least)
 
 
-def _band(e: Expression, density: float, outliers: float) -> Expression:
+def _band(e: Expression, density: float, outliers: float, at_least: int) -> Expression:
     if density >= 1.0:
         return e
-    keep = keep_count(e.size, density)
+    keep = max(min(at_least, e.size), int(density * e.size))
+    if density <= 0.0 or keep == 0:
+        return e * 0.0
     top = min(int(outliers * e.size), e.size - keep)
     low = Reduce("kth_magnitude", (e,), top + keep)
     kept = apply("where", abs(e) < low, 0.0, e)
@@ -215,14 +239,24 @@ def _band(e: Expression, density: float, outliers: float) -> Expression:
     return apply("where", abs(e) > high, 0.0, kept)
 
 
+def match_l1(kept: T, original: T) -> T:
+    """`kept`, each tensor scaled to the sum of magnitudes of `original` (where both are >= 1e-7)."""
+    return _pair(kept, original, _match_l1, degree=None)
+
+
+def _match_l1(kept: Expression, original: Expression) -> Expression:
+    before, after = Reduce("sum", (abs(original),)), Reduce("sum", (abs(kept),))
+    return kept * apply("where", apply("and", before >= 1e-7, after >= 1e-7), before / after, 1.0)
+
+
 def random_drop(
     x: T, density: Coefficient, *, seed: int, method: str = "drop", rescale: str = "share", tensor: str = ""
 ) -> T:
     """Keep each entry with probability `density`, independently, and rescale what is left.
 
-    `rescale` is "share" (divide by density, so that the expectation is unchanged: DARE), "l1" (so that the sum of
-    magnitudes is unchanged) or "none". The draw of an entry depends on (seed, method, label of x, tensor name, index)
-    only. density is in (0, 1]; 1 keeps everything.
+    `rescale` is "share" (divide by density, so that the expectation is unchanged: DARE), "l1" (so that the
+    sum of magnitudes is unchanged) or "none". The draw of an entry depends on (seed, method, label of x,
+    tensor name, index) only. density is in [0, 1]; 1 keeps everything and 0 nothing.
     """
     if rescale not in ("share", "l1", "none"):
         raise RequestError(f"random_drop: rescale must be 'share', 'l1' or 'none', not {rescale!r}")
@@ -242,13 +276,12 @@ def random_drop(
 def _drop(e: Expression, density: float, key: tuple[str, ...], rescale: str) -> Expression:
     if density >= 1.0:
         return e
+    if density <= 0.0:
+        return e * 0.0
     kept = apply("where", apply("ge", Draw(key, e.shape), density), 0.0, e)
     if rescale == "share":
         return kept / density
-    if rescale == "l1":
-        before, after = Reduce("sum", (abs(e),)), Reduce("sum", (abs(kept),))
-        return kept * apply("where", apply("and", before > 1e-7, after > 1e-7), before / after, 1.0)
-    return kept
+    return _match_l1(kept, e) if rescale == "l1" else kept
 
 
 def elect_sign(
@@ -256,7 +289,8 @@ def elect_sign(
 ) -> T:
     """The sign of the weighted sum of the vectors, entry by entry: -1, 0 or 1; exact ties become `tie`.
 
-    P267, step 2: gamma = sgn(sum over models of the trimmed vectors), where tie = 0. mergekit counts ties as +1.
+    P267, step 2: gamma = sgn(sum over models of the trimmed vectors), where tie = 0. mergekit counts ties as
+    +1.
     """
     for vector in vectors:
         _need_vector(vector, "elect_sign")
@@ -271,37 +305,54 @@ def disjoint_mean(
     elected: T,
     weights: Sequence[Coefficient] | Coefficient = 1.0,
     *,
-    weigh: bool = True,
-    divide: bool = True,
-    signs: Sequence[Coefficient] | Coefficient | None = None,
+    divisor: str = "weights",
+    signs: Sequence[Coefficient] | Coefficient = 1.0,
 ) -> T:
     """The weighted mean, entry by entry, of those vectors whose entry is not zero and has the elected sign.
 
-    With `weigh` the mean is sum(w x) / sum(w) over the agreeing; without, sum(x) / count. With `divide` false it is the
-    sum alone. `signs` are the weights under which agreement is judged (default: of 1; a negative one turns the vector's
-    sign). Entries with nobody in agreement are 0.
+    It is sum(w x) over the agreeing, divided by their sum(w) (`divisor` "weights"), sum(|w|) ("magnitudes"),
+    their number ("count") or nothing ("none"); a divisor of zero counts as one, so entries with nobody in
+    agreement are 0. Agreement is that of x * s with the elected sign, where s is the vector's of `signs`: a
+    negative one turns it round.
     """
-    numbers = per_part(vectors, weights if weigh else 1.0)
-    turns = per_part(vectors, 1.0 if signs is None else signs)
+    if divisor not in ("weights", "magnitudes", "count", "none"):
+        raise RequestError(
+            f"disjoint_mean: divisor must be 'weights', 'magnitudes', 'count' or 'none', not {divisor!r}"
+        )
+    numbers, turns = per_part(vectors, weights), per_part(vectors, signs)
     sums: list[T] = []
     shares: list[T] = []
     for vector, number, turn in zip(vectors, numbers, turns, strict=True):
         _need_vector(vector, "disjoint_mean")
-        turned = vector if _is_one(turn) else _times(vector, turn)
+        turned = _scaled(vector, _numbers(turn, vector, lambda n: (n > 0) - (n < 0)))
         out = _pair(turned, elected, lambda x, s: apply("le", x * s, 0.0), degree=1.0)
         kept = _pair(out, vector, lambda o, x: apply("where", o, 0.0, x), degree=0.0)
-        sums.append(kept if _is_one(number) else _times(kept, number))
+        sums.append(_scaled(kept, number))
         present = _each(out, lambda o: apply("where", o, 0.0, 1.0), degree=1.0)
-        shares.append(present if _is_one(number) else _times(present, number))
-    mixed = fold(lambda a, b: a + b, sums)
-    if not divide:
-        return mixed  # type: ignore[return-value]
-    share = fold(lambda a, b: a + b, shares)
-    safe = _each(share, lambda e: apply("where", apply("eq", e, 0.0), 1.0, e), degree=1.0)  # type: ignore[type-var]
-    return _pair(mixed, safe, lambda a, b: a / b, degree=0.0)  # type: ignore[type-var]
+        if divisor == "magnitudes":
+            present = _scaled(present, _numbers(number, vector, abs))
+        elif divisor == "weights":
+            present = _scaled(present, number)
+        shares.append(present)
+    mixed: T = fold(lambda a, b: a + b, sums)
+    if divisor == "none":
+        return mixed
+    share: T = fold(lambda a, b: a + b, shares)
+    safe = _each(share, lambda e: apply("where", apply("eq", e, 0.0), 1.0, e), degree=1.0)
+    return _pair(mixed, safe, lambda a, b: a / b, degree=0.0)
 
 
-# Helpers --------------------------------------------------------------------------------------------------------------
+def _numbers(value: Coefficient, x: Expression | Weights, function: Callable[[float], float]) -> Coefficient:
+    """`function` of a coefficient."""
+    if isinstance(value, int | float):
+        return float(function(value))
+    if not isinstance(x, Weights):
+        raise RequestError("one tensor has one weight, a number")
+    numbers = {name: float(function(number)) for name, number in coefficients(value, x).items()}
+    return numbers.__getitem__
+
+
+# Helpers ----------------------------------------------------------------------------------------------------
 
 
 def keep_count(size: int, density: float) -> int:
@@ -322,6 +373,10 @@ def _is_one(weight: Coefficient) -> bool:
     return isinstance(weight, int | float) and weight == 1.0
 
 
+def _scaled(part: T, weight: Coefficient) -> T:
+    return part if _is_one(weight) else _times(part, weight)
+
+
 def _times(part: T, weight: Coefficient) -> T:
     if isinstance(part, Weights):
         return part * weight
@@ -330,9 +385,9 @@ def _times(part: T, weight: Coefficient) -> T:
     return part * weight
 
 
-def _check_share(share: float, what: str, *, zero: bool = False) -> None:
-    if math.isnan(share) or not (0.0 <= share <= 1.0 if zero else 0.0 < share <= 1.0):
-        raise RequestError(f"{what} must be {'in [0, 1]' if zero else 'above 0 and at most 1'}, not {share}")
+def _check_share(share: float, what: str) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise RequestError(f"{what} must be in [0, 1], not {share}")
 
 
 def _each(x: T, function, degree: float | None = None) -> T:  # type: ignore[no-untyped-def]
@@ -380,6 +435,7 @@ __all__ = [
     "kth_magnitude",
     "l1_norm",
     "largest",
+    "match_l1",
     "mean",
     "norm",
     "random_drop",

@@ -37,10 +37,11 @@ class Weights(Mapping[str, Expression]):
 
     `label` is what errors call these weights and what keys their random draws. `origin` is the checkpoint whose small
     files (config, tokenizer ...) travel with them, and which a saved result must cover. `dropped` are names of the
-    origin that were left out on purpose (`select`, `drop`).
+    origin that were left out on purpose (`select`, `drop`). `aliases` are names that stand for another tensor because the
+    two are tied (an output head that shares the embedding): they answer where another parent holds both.
     """
 
-    __slots__ = ("_entries", "checkpoints", "dropped", "label", "origin")
+    __slots__ = ("_entries", "aliases", "checkpoints", "dropped", "label", "origin")
 
     def __init__(
         self,
@@ -50,8 +51,10 @@ class Weights(Mapping[str, Expression]):
         origin: Checkpoint | None,
         checkpoints: tuple[Checkpoint, ...] = (),
         dropped: frozenset[str] = frozenset(),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._entries = dict(entries)
+        self.aliases = dict(aliases or {})
         self.label = label
         self.origin = origin
         self.checkpoints = checkpoints
@@ -63,7 +66,9 @@ class Weights(Mapping[str, Expression]):
         try:
             return self._entries[name].expression
         except KeyError:
-            raise AlgebraError(f"{self.label!r} has no tensor {name!r}{did_you_mean(name, self._entries)}") from None
+            raise AlgebraError(
+                f"{self.label!r} has no tensor {name!r}{did_you_mean(name, self._entries)}"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -84,12 +89,18 @@ class Weights(Mapping[str, Expression]):
         self[name]
         return self._entries[name]
 
+    def find(self, name: str) -> Entry | None:
+        """The tensor of that name, or the one it is tied to; None where there is neither."""
+        return self._entries.get(name) or self._entries.get(self.aliases.get(name, name))
+
     @property
     def degree(self) -> float:
         """The common degree of the tensors. Raises `AlgebraError` where they differ."""
         degrees = {round(entry.degree, 6) for entry in self._entries.values() if not entry.carried}
         if len(degrees) > 1:
-            raise AlgebraError(f"the tensors of {self.label!r} have different degrees: {listing(map(str, degrees))}")
+            raise AlgebraError(
+                f"the tensors of {self.label!r} have different degrees: {listing(map(str, degrees))}"
+            )
         return degrees.pop() if degrees else 1.0
 
     # Arithmetic ---------------------------------------------------------------------------------------------------
@@ -132,7 +143,7 @@ class Weights(Mapping[str, Expression]):
     # Names --------------------------------------------------------------------------------------------------------
 
     def select(self, *patterns: Pattern) -> Weights:
-        """Only the tensors whose name matches a glob (`*.mlp.*`) or a regular expression (`re:layers\\.[0-3]\\.`)."""
+        r"""Only the tensors whose name matches a glob (`*.mlp.*`) or a regular expression (`re:layers\.[0-3]\.`)."""
         chosen = matching(self, patterns)
         kept = {name: self._entries[name] for name in chosen}
         return self._with(kept, dropped=self.dropped | (self._entries.keys() - kept.keys()))
@@ -171,7 +182,9 @@ class Weights(Mapping[str, Expression]):
                 return entry
             result = function(name, entry.expression)
             if not isinstance(result, Expression):
-                raise AlgebraError(f"map: the function gave {result!r} for tensor {name!r}, not an expression")
+                raise AlgebraError(
+                    f"map: the function gave {result!r} for tensor {name!r}, not an expression"
+                )
             return Entry(result, entry.degree if degree is None else degree)
 
         return self._with({name: one(name, entry) for name, entry in self._entries.items()})
@@ -189,9 +202,7 @@ class Weights(Mapping[str, Expression]):
 
     def relabel(self, label: str) -> Weights:
         """The same weights under another name (in errors, and as the key of random draws)."""
-        return Weights(
-            self._entries, label=label, origin=self.origin, checkpoints=self.checkpoints, dropped=self.dropped
-        )
+        return self._with(self._entries, label=label)
 
     def _with(self, entries: Mapping[str, Entry], **changes: Any) -> Weights:
         kept: dict[str, Any] = {
@@ -199,6 +210,7 @@ class Weights(Mapping[str, Expression]):
             "origin": self.origin,
             "checkpoints": self.checkpoints,
             "dropped": self.dropped,
+            "aliases": self.aliases,
         }
         return Weights(entries, **(kept | changes))
 
@@ -221,10 +233,14 @@ def from_checkpoint(checkpoint: Checkpoint) -> Weights:
     entries = {name: Entry(Leaf(tensor), 1.0) for name, tensor in checkpoint.tensors.items()}
     entries |= {name: Entry(LowRank(delta), 0.0) for name, delta in checkpoint.deltas.items()}
     origin = None if checkpoint.is_adapter else checkpoint
-    return Weights(entries, label=checkpoint.name, origin=origin, checkpoints=(checkpoint,))
+    return Weights(
+        entries, label=checkpoint.name, origin=origin, checkpoints=(checkpoint,), aliases=checkpoint.aliases
+    )
 
 
-def combine_all(parts: Iterable[Weights], function: Callable[..., Expression], degree: float | None = None) -> Weights:
+def combine_all(
+    parts: Iterable[Weights], function: Callable[..., Expression], degree: float | None = None
+) -> Weights:
     """`function(*expressions)` name by name over several weights, which must have the names of the first.
 
     The degree of the result is `degree`, or that of the first part.
@@ -256,7 +272,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         _refuse_names(named, other)
     entries = {}
     for name in dict.fromkeys([*named, *other]) if _is_vector(named) and sparse else named:
-        x, y = a._entries.get(name), b._entries.get(name)
+        x, y = a.find(name), b.find(name)
         if x is None or y is None:
             entries[name] = x or _negated(operation, y)
             continue
@@ -274,6 +290,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         origin=_origin(a, b),
         checkpoints=_joined(a.checkpoints, b.checkpoints),
         dropped=named.dropped,
+        aliases=named.aliases,
     )
 
 
@@ -321,13 +338,13 @@ def _degree(operation: str, x: float, y: float) -> float:
 
 
 def _need_names(named: Weights, other: Weights) -> None:
-    missing = [name for name in named if name not in other._entries]
+    missing = [name for name in named if other.find(name) is None]
     if not missing:
         return
     hint = did_you_mean(missing[0], other._entries)
     raise AlgebraError(
-        f"{other.label!r} lacks {len(missing)} of the {len(named)} tensors of {named.label!r}: {listing(missing)}{hint}. "
-        "Rename or select so that the names agree"
+        f"{other.label!r} lacks {len(missing)} of the {len(named)} tensors of {named.label!r}: "
+        f"{listing(missing)}{hint}. Rename or select so that the names agree"
     )
 
 
@@ -341,7 +358,8 @@ def _refuse_names(named: Weights, vector: Weights) -> None:
 
 
 def _checked(name: str, first: Weights, part: Weights) -> Expression:
-    x, y = first._entries[name], part._entries[name]
+    x, y = first._entries[name], part.find(name)
+    assert y is not None
     if x.carried or y.carried:
         _same_kind(name, first, part, x, y)
     else:

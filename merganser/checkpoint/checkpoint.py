@@ -16,13 +16,25 @@ from merganser.checkpoint.header import read_header
 from merganser.checkpoint.tensor import StoredTensor
 from merganser.errors import CheckpointError, RequestError, listing
 
+TIED_HEADS = {
+    "lm_head.weight": (
+        "model.embed_tokens.weight",
+        "model.decoder.embed_tokens.weight",
+        "transformer.wte.weight",
+        "shared.weight",
+    ),
+    "embed_out.weight": ("gpt_neox.embed_in.weight",),
+    "cls.predictions.decoder.weight": ("bert.embeddings.word_embeddings.weight",),
+}
+"""Names of output heads, and of the embeddings they share in models that tie the two."""
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """What `open_checkpoint` found.
 
     `tensors` are in file order. `deltas` is filled instead for a LoRA adapter: the changes it makes to tensors of its
-    base. `aliases` maps a name that the files do not hold to the tensor it is tied to.
+    base.
     """
 
     name: str
@@ -49,6 +61,18 @@ class Checkpoint:
     def companions(self) -> list[Path]:
         """The small files that travel with the weights, relative to the directory."""
         return layout.companion_files(self.directory) if self.directory else []
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Output heads that the files do not hold because they share the embedding: head name to embedding name."""
+        if (self.config or {}).get("tie_word_embeddings") is False:
+            return {}
+        return {
+            head: embedding
+            for head, embeddings in TIED_HEADS.items()
+            for embedding in embeddings
+            if head not in self.tensors and embedding in self.tensors
+        }
 
     @property
     def is_adapter(self) -> bool:
@@ -176,5 +200,7 @@ def _open_pickles(paths: list[Path], path: Path, name: str, allow_pickle: bool) 
 def _add_shard(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor], file: StoredFile) -> None:
     for name, tensor in found.items():
         if name in tensors:
-            raise CheckpointError(f"tensor {name!r} is in two files, {tensors[name].file.path} and {file.path}")
+            raise CheckpointError(
+                f"tensor {name!r} is in two files, {tensors[name].file.path} and {file.path}"
+            )
         tensors[name] = tensor

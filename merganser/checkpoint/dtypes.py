@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merganser.errors import RequestError, did_you_mean
 
@@ -24,7 +24,7 @@ class DType:
         return self.name
 
     @property
-    def numpy(self) -> np.dtype:  # type: ignore[type-arg]
+    def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype with the same bits (ml_dtypes for those NumPy lacks)."""
         import ml_dtypes
         import numpy as np
@@ -36,7 +36,8 @@ class DType:
         }
         if self.name in extra:
             return np.dtype(extra[self.name])
-        return np.dtype(self.torch_name)
+        plain: np.dtype[Any] = np.dtype(self.torch_name)
+        return plain
 
 
 F64 = DType("F64", "float64", 8, True)

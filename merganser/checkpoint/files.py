@@ -76,7 +76,9 @@ class StoredFile:
         except OSError as error:
             raise CheckpointError(f"{self.path}: was lost while it was in use: {error.strerror}") from error
         if now != self.identity:
-            raise CheckpointError(f"{self.path}: was changed while it was in use; run again with the file at rest")
+            raise CheckpointError(
+                f"{self.path}: was changed while it was in use; run again with the file at rest"
+            )
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -19,7 +19,18 @@ SAFETENSORS_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLE_NAMES = ("pytorch_model.bin",)
 ADAPTER_CONFIG = "adapter_config.json"
 MANIFEST_NAME = "merganser.json"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz")
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".npz",
+)
 
 
 def locate(text: str | os.PathLike[str], relative_to: Path | None = None) -> Path:
@@ -59,7 +70,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def resolve_inside(directory: Path, name: str, told_by: Path) -> Path:
     """The file `name` of `directory`, or a `CheckpointError` if the name or a link leads out or nothing is there."""
-    if not name or name != os.path.basename(name) or "\\" in name or ":" in name or name in (".", "..") or "\0" in name:
+    if (
+        not name
+        or name != os.path.basename(name)
+        or "\\" in name
+        or ":" in name
+        or name in (".", "..")
+        or "\0" in name
+    ):
         raise CheckpointError(
             f"{told_by}: names the file {name!r}; only plain file names beside the index are followed"
         )
@@ -85,7 +103,9 @@ def refuse_link_out(path: Path) -> None:
     for above in home.parents:
         if above.name == "snapshots" and target.parent == (above.parent / "blobs").resolve():
             return
-    raise CheckpointError(f"{path}: is a link that leads out of its directory, to {target}; it is not followed")
+    raise CheckpointError(
+        f"{path}: is a link that leads out of its directory, to {target}; it is not followed"
+    )
 
 
 def find_index(directory: Path, stems: tuple[str, ...]) -> Path | None:

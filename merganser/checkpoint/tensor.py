@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merganser.checkpoint.dtypes import DType
 from merganser.checkpoint.files import StoredFile
@@ -41,7 +41,7 @@ class StoredTensor:
         """Fill `buffer` with the raw bytes of the elements from flat index `start` on."""
         self.file.read_into(buffer, self.offset + start * self.dtype.itemsize)
 
-    def numpy(self) -> np.ndarray:  # type: ignore[type-arg]
+    def numpy(self) -> np.ndarray[Any, Any]:
         """The whole tensor in memory, in its stored dtype."""
         import numpy as np
 

@@ -67,9 +67,7 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
     share = budget(plan, options.memory, options.threads, options.tile)
     shards = lay_out(plan.outputs, options.shard_size)
     fingerprint = plan.fingerprint(options.shard_size, options.seed, dict(options.recipe or {}))
-    with Workspace(
-        out, overwrite=options.overwrite, parents=plan.checkpoints, sync=options.sync
-    ) as space:
+    with Workspace(out, overwrite=options.overwrite, parents=plan.checkpoints, sync=options.sync) as space:
         _check_room(out, sum(shard.size for shard in shards), space)
         space.open(fingerprint, shards, plan.outputs, resume=options.resume)
         resumed = len(space.finished)
@@ -135,10 +133,12 @@ def compute(weights: Weights, name: str, *, threads: int = 0, memory: int = 2**3
         plan = plan_scalars({name: [expression]}, weights.checkpoints)
         return np.float64(_numbers(plan, {name: [expression]}, threads, memory, None)[name][0])  # type: ignore[return-value]
     dtype = F64 if expression.wide else F32
-    single = Weights({name: weights.entry(name)}, label=weights.label, origin=None, checkpoints=weights.checkpoints)
+    single = Weights(
+        {name: weights.entry(name)}, label=weights.label, origin=None, checkpoints=weights.checkpoints
+    )
     plan = plan_weights(single, dtype=dtype, degree=weights.entry(name).degree)
     result = np.empty(expression.size, dtype.numpy)
-    raw = memoryview(result.view(np.uint8))
+    raw = result.view(np.uint8).data
 
     def write(output: Output, start: int, data: memoryview) -> None:
         at = start * output.dtype.itemsize
@@ -216,14 +216,24 @@ def _schedule(
         )
 
     scheduler = Scheduler(
-        plan, ledger, threads=share.threads, bins=share.bins, open_step=open_step, done=done, progress=progress
+        plan,
+        ledger,
+        threads=share.threads,
+        bins=share.bins,
+        open_step=open_step,
+        done=done,
+        progress=progress,
     )
     scheduler.run(skip)
     return ledger
 
 
 def _numbers(
-    plan: Plan, targets: Mapping[str, Sequence[Expression]], threads: int, memory: int, progress: Progress | None
+    plan: Plan,
+    targets: Mapping[str, Sequence[Expression]],
+    threads: int,
+    memory: int,
+    progress: Progress | None,
 ) -> dict[str, list[float]]:
     from merganser.engine.steps import evaluate as number
 
@@ -232,7 +242,9 @@ def _numbers(
         plan, share, done=lambda task, runs: None, write=None, allow_nonfinite=True, progress=progress
     )
     memo: dict[int, float] = {}
-    return {name: [number(e, ledger.values, memo) for e in expressions] for name, expressions in targets.items()}
+    return {
+        name: [number(e, ledger.values, memo) for e in expressions] for name, expressions in targets.items()
+    }
 
 
 def _check_room(out: Path, needed: int, space: Workspace) -> None:
@@ -255,7 +267,9 @@ def _parent_digests(runs: Sequence[StepRun]) -> dict[str, dict[str, str]]:
             assert isinstance(load, Leaf)
             chunks = [chunk for tile in sorted(tiles) for chunk in tiles[tile]]
             tensor = load.tensor
-            found.setdefault(tensor.parent, {})[tensor.name] = tensor_digest(tensor.dtype, tensor.shape, chunks)
+            found.setdefault(tensor.parent, {})[tensor.name] = tensor_digest(
+                tensor.dtype, tensor.shape, chunks
+            )
     return found
 
 

@@ -73,7 +73,7 @@ class Ledger:
 
 
 def _combined(kind: str, partials: list[float]) -> float:
-    """fsum is exact before its one rounding, so neither blocks nor tensors have an order."""
+    """Fsum is exact before its one rounding, so neither blocks nor tensors have an order."""
     if kind == "max":
         return float(np.max(partials)) if partials else 0.0
     finite = all(math.isfinite(p) for p in partials)

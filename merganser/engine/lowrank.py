@@ -31,7 +31,8 @@ class Factors:
             product += left[:, k : k + 1] * self.right[k : k + 1]
         product *= self.scale
         skip = start - first * self.columns
-        return product.reshape(-1)[skip : skip + count]
+        flat: np.ndarray[Any, Any] = product.reshape(-1)[skip : skip + count]
+        return flat
 
 
 def _matrix(tensor: StoredTensor, transposed: bool) -> np.ndarray[Any, Any]:

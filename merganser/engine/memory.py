@@ -36,13 +36,17 @@ def budget(plan: Plan, limit: int, threads: int, tile: int = 0) -> Budget:
 
     Raises `RequestError` that says how much is needed where even the smallest tile does not fit.
     """
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = threads or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     resident = resident_bytes() + _OVERHEAD
     largest = max((step.size for step in plan.steps), default=1)
     tiles = [tile] if tile else [LARGEST_TILE, LARGEST_TILE // 2, SMALLEST_TILE]
     for bins in (MOST_BINS, 1 << 18, FEWEST_BINS):
         for elements in tiles:
-            per_thread = max((_step_bytes(step, min(elements, _up(largest)), bins) for step in plan.steps), default=0)
+            per_thread = max(
+                (_step_bytes(step, min(elements, _up(largest)), bins) for step in plan.steps), default=0
+            )
             needed = resident + threads * per_thread + _shared_bytes(plan, threads)
             if needed <= limit:
                 return Budget(limit, needed, per_thread, threads, elements, bins)
@@ -50,8 +54,8 @@ def budget(plan: Plan, limit: int, threads: int, tile: int = 0) -> Budget:
     fits = spare // per_thread if per_thread and spare > 0 else 0
     advice = f"use {fits} threads or " if fits else ""
     raise RequestError(
-        f"--memory {limit / 2**20:.0f} MiB is too little: this plan needs {needed / 2**20:.0f} MiB with {threads} threads "
-        f"({resident / 2**20:.0f} MiB for the process itself, {per_thread / 2**20:.1f} MiB a thread); "
+        f"--memory {limit / 2**20:.0f} MiB is too little: this plan needs {needed / 2**20:.0f} MiB "
+        f"with {threads} threads ({resident / 2**20:.0f} MiB for the process itself, {per_thread / 2**20:.1f} MiB a thread); "
         f"{advice}raise it to {needed // 2**20 + 1} MiB"
     )
 
@@ -75,7 +79,9 @@ def _shared_bytes(plan: Plan, threads: int) -> int:
             held = 0
             for step in task.steps:
                 factors = sum(
-                    (load.delta.left.size + load.delta.right.size) * 4 + load.delta.left.nbytes + load.delta.right.nbytes
+                    (load.delta.left.size + load.delta.right.size) * 4
+                    + load.delta.left.nbytes
+                    + load.delta.right.nbytes
                     for load in step.bindings.loads
                     if not isinstance(load, Leaf)
                 )
@@ -92,7 +98,7 @@ def _up(size: int) -> int:
 def resident_bytes() -> int:
     """Bytes this process holds in memory now."""
     try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123
+        with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 120 * 2**20

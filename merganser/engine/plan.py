@@ -2,7 +2,7 @@
 
 Every output tensor becomes a *task*: a chain of *steps*, each one kernel over all elements of the tensor. An expression
 is cut into steps at its reductions: a norm or a threshold must be known before what uses it can be computed. A
-reduction over several tensors (whole-model scope) cuts the plan into *stages*: all tasks of a stage end before the next.
+reduction over several tensors (whole-model scope) cuts the plan into *stages*: all tasks of one end before the next.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ class Plan:
             for file in checkpoint.files:
                 state.update(repr((str(file.path), file.identity)).encode())
         for output in self.outputs:
-            state.update(f"{output.name}|{output.dtype}|{output.shape}|".encode() + digests.of(output.expression))
+            state.update(
+                f"{output.name}|{output.dtype}|{output.shape}|".encode() + digests.of(output.expression)
+            )
         return state.hexdigest()
 
 
@@ -175,7 +177,9 @@ def plan_weights(
     for name in weights:
         expression = weights[name]
         if expression.is_scalar:
-            raise AlgebraError(f"{name!r} is a number, not a tensor: a norm or dot product cannot be saved as weights")
+            raise AlgebraError(
+                f"{name!r} is a number, not a tensor: a norm or dot product cannot be saved as weights"
+            )
         outputs.append(Output(name, _output_dtype(weights, name, dtype), expression))
     if not outputs:
         raise AlgebraError(f"{weights.label!r} has no tensors to save")
@@ -251,7 +255,13 @@ def _output_dtype(weights: Weights, name: str, dtype: DType | None) -> DType:
 
 
 def _unused(checkpoints: Iterable[Checkpoint], stages: Iterable[Stage]) -> dict[str, list[str]]:
-    used = {id(tensor) for stage in stages for task in stage.tasks for step in task.steps for tensor in _stored(step)}
+    used = {
+        id(tensor)
+        for stage in stages
+        for task in stage.tasks
+        for step in task.steps
+        for tensor in _stored(step)
+    }
     result = {}
     for checkpoint in checkpoints:
         left = [name for name, tensor in checkpoint.tensors.items() if id(tensor) not in used]
@@ -267,7 +277,7 @@ def _stored(step: Step) -> list[StoredTensor]:
     return found
 
 
-# Cutting expressions into stages and steps ------------------------------------------------------------------------------
+# Cutting expressions into stages and steps ----------------------------------------------------------------------------
 
 Target = tuple[str, Output | None, tuple[Expression, ...]]
 """A task to make: its name, the tensor it stores, the scalars it must know."""
@@ -334,7 +344,9 @@ def _chain(roots: Sequence[Expression], known: set[int]) -> list[Step]:
             known.add(id(node))
             below += 1
         levels[id(node)] = below
-    return [reducing_step(group, [r.operands[0] for r in group]) for _, group in sorted(found.items(), key=_level)]
+    return [
+        reducing_step(group, [r.operands[0] for r in group]) for _, group in sorted(found.items(), key=_level)
+    ]
 
 
 def _level(item: tuple[tuple[int, int, bool], list[Reduce]]) -> int:
@@ -405,7 +417,7 @@ def _leaves(expression: Expression) -> list[Leaf | LowRank]:
     return [node for node in nodes if isinstance(node, Leaf | LowRank)]
 
 
-# Words and digests ------------------------------------------------------------------------------------------------------
+# Words and digests ----------------------------------------------------------------------------------------------------
 
 
 def _forms(outputs: Iterable[Output]) -> dict[str, int]:
@@ -416,7 +428,17 @@ def _forms(outputs: Iterable[Output]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
+_SYMBOLS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+}
 
 
 def in_words(node: Expression, depth: int = 12) -> str:

@@ -33,7 +33,15 @@ class Scheduler:
     """Runs a plan's stages one after the other."""
 
     def __init__(
-        self, plan: Plan, ledger: Ledger, *, threads: int, bins: int, open_step: Open, done: Done, progress: Progress | None
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        *,
+        threads: int,
+        bins: int,
+        open_step: Open,
+        done: Done,
+        progress: Progress | None,
     ) -> None:
         self.plan = plan
         self.ledger = ledger

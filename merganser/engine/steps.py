@@ -85,7 +85,9 @@ class StepRun:
         self.digests: dict[int, dict[int, list[bytes]]] = {slot: {} for slot in step.digests}
         self.output_digests: dict[int, list[bytes]] = {}
         self.factors = {
-            slot: Factors(load.delta) for slot, load in enumerate(step.bindings.loads) if not isinstance(load, Leaf)
+            slot: Factors(load.delta)
+            for slot, load in enumerate(step.bindings.loads)
+            if not isinstance(load, Leaf)
         }
         self.reductions = step.reductions
         self._fill_slots()
@@ -153,7 +155,9 @@ class StepRun:
         """The loaded factors of adapters, by the identity of their delta."""
         loads = self.bindings.loads
         return {
-            id(load.delta): self.factors[slot] for slot, load in enumerate(loads) if not isinstance(load, Leaf)
+            id(load.delta): self.factors[slot]
+            for slot, load in enumerate(loads)
+            if not isinstance(load, Leaf)
         }
 
     # Tiles ------------------------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ class StepRun:
             if isinstance(load, Leaf):
                 nbytes = count * load.tensor.dtype.itemsize
                 buffer = buffers.take(slot, nbytes)
-                view = memoryview(buffer)[:nbytes]
+                view = buffer[:nbytes].data
                 load.tensor.read_into(view, start)
                 moved += nbytes
                 if slot in self.digest_slots:
@@ -187,7 +191,7 @@ class StepRun:
         if self.program is not None:
             self._call(self.program, start, count, worker, pointers, result)
         if output is not None and result is not None:
-            view = memoryview(result)
+            view = result.data
             self.output_digests[index] = chunk_digests(view, output.dtype.itemsize)
             assert self.write is not None
             self.write(output, start, view)
@@ -264,15 +268,18 @@ class StepRun:
             else f"the parents are finite there, so the formula or the range of {output.dtype.torch_name} made it"
         )
         return NonFiniteError(
-            f"tensor {output.name!r} would hold {kind} at {place} ({len(wrong)} such values in this stretch of {count}): "
-            f"{cause}. Nothing was sealed; --allow-nonfinite lets it pass"
+            f"tensor {output.name!r} would hold {kind} at {place} "
+            f"({len(wrong)} such values in this stretch of {count}): {cause}. Nothing was sealed; --allow-nonfinite lets it pass"
         )
 
     # Finishing --------------------------------------------------------------------------------------------------------
 
     def finish(self) -> bool:
         """Gather what the tiles found. False: another round over the tiles is needed (a threshold is not exact yet)."""
-        columns, found = iter(self.partials[: -(-self.step.size // BLOCK)].T), iter(range(len(self.selections)))
+        columns, found = (
+            iter(self.partials[: -(-self.step.size // BLOCK)].T),
+            iter(range(len(self.selections))),
+        )
         for reduction in self.reductions:
             if reduction.kind != "kth_magnitude":
                 self.ledger.add_partials(reduction, next(columns))
@@ -294,10 +301,16 @@ class StepRun:
         """Another round, for the thresholds alone; sums are known."""
         self.step = reducing_step([r for r, _, _ in parts], [operand for _, operand, _ in parts])
         self.selections = [selection for _, _, selection in parts]
-        self.reductions, self.program, self.bindings = self.step.reductions, self.step.program, self.step.bindings
+        self.reductions, self.program, self.bindings = (
+            self.step.reductions,
+            self.step.program,
+            self.step.bindings,
+        )
         held = self.factors_by_delta()
         self.factors = {
-            slot: held[id(load.delta)] for slot, load in enumerate(self.bindings.loads) if not isinstance(load, Leaf)
+            slot: held[id(load.delta)]
+            for slot, load in enumerate(self.bindings.loads)
+            if not isinstance(load, Leaf)
         }
         self.digest_slots = ()
         self._fill_slots()
@@ -309,7 +322,12 @@ class _Filled:
     """A program with its slots filled, for runs of `count` elements outside the tile machinery."""
 
     def __init__(
-        self, program: Program, bindings: Bindings, values: dict[int, float], count: int, factors: dict[int, Factors]
+        self,
+        program: Program,
+        bindings: Bindings,
+        values: dict[int, float],
+        count: int,
+        factors: dict[int, Factors],
     ) -> None:
         memo: dict[int, float] = {}
         self.kernel = compiler.kernel(program)
@@ -318,11 +336,14 @@ class _Filled:
         self.loads = bindings.loads
         sizes = [load.tensor.dtype.itemsize if isinstance(load, Leaf) else 4 for load in self.loads]
         self.buffers = [np.empty(count * size, np.uint8) for size in sizes]
-        self.views = [memoryview(buffer) for buffer in self.buffers]
-        self.scalars = np.array([evaluate(node, values, memo) for node in bindings.scalars] or [0.0], np.float64)
+        self.views = [buffer.data for buffer in self.buffers]
+        self.scalars = np.array(
+            [evaluate(node, values, memo) for node in bindings.scalars] or [0.0], np.float64
+        )
         self.keys = np.frombuffer(b"".join(map(_key, bindings.draws)) or bytes(8), np.uint32).copy()
         self.none = np.zeros(3, np.int64)
-        self.front = [a.ctypes.data for a in (*self.buffers, self.scalars, self.keys)]
+        arrays: list[Array] = [*self.buffers, self.scalars, self.keys]
+        self.front = [array.ctypes.data for array in arrays]
         self.back = [self.none.ctypes.data] * 4
 
     def run(self, start: int, outputs: list[int]) -> None:

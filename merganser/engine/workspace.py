@@ -61,7 +61,9 @@ class Workspace:
             if file is not None:
                 file.close()
 
-    def open(self, fingerprint: str, shards: Sequence[Shard], outputs: Sequence[Output], *, resume: bool) -> None:
+    def open(
+        self, fingerprint: str, shards: Sequence[Shard], outputs: Sequence[Output], *, resume: bool
+    ) -> None:
         """Take the directory for this run: continue in it where the fingerprint is the same, else start over."""
         with _naming(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -185,17 +187,25 @@ def _check_target(out: Path, overwrite: bool, parents: Sequence[Checkpoint]) -> 
     for parent in parents:
         home = parent.path.resolve()
         if out.exists() and (out.resolve() == home or out.resolve() in home.parents):
-            raise RequestError(f"{out}: is or contains the parent {parent.name!r}; choose another place for the result")
+            raise RequestError(
+                f"{out}: is or contains the parent {parent.name!r}; choose another place for the result"
+            )
         if home.is_dir() and home in out.resolve().parents:
-            raise RequestError(f"{out}: lies inside the parent {parent.name!r}; choose another place for the result")
+            raise RequestError(
+                f"{out}: lies inside the parent {parent.name!r}; choose another place for the result"
+            )
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
-        raise OutputError(f"{out}: already exists. Choose another name, or pass --overwrite to replace it at the end")
+        raise OutputError(
+            f"{out}: already exists. Choose another name, or pass --overwrite to replace it at the end"
+        )
     if out.is_symlink() or not out.is_dir():
         raise RequestError(f"{out}: is not a directory, so it is not replaced; remove it yourself")
     if not (out / MANIFEST_NAME).exists() and not any(out.glob("*.safetensors")) and any(out.iterdir()):
-        raise RequestError(f"{out}: does not look like a checkpoint, so it is not replaced; remove it yourself")
+        raise RequestError(
+            f"{out}: does not look like a checkpoint, so it is not replaced; remove it yourself"
+        )
 
 
 def _read_journal(path: Path, fingerprint: str) -> dict[str, dict[str, Any]] | None:
@@ -229,7 +239,9 @@ def _naming(path: Path) -> Iterator[None]:
                 "again to go on from there"
             ) from error
         if error.errno == errno.EFBIG:
-            raise OutputError(f"{path}: a file would pass the size limit; use a smaller --shard-size") from error
+            raise OutputError(
+                f"{path}: a file would pass the size limit; use a smaller --shard-size"
+            ) from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

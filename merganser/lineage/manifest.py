@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Manifest:
     seed: int
     recipe: Mapping[str, Any]
     digest: str
-    parents: list[Mapping[str, Any]]
+    parents: Sequence[Mapping[str, Any]]
     tensors: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, str]
     unused: Mapping[str, list[str]]
@@ -40,7 +40,17 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        ordered = ("format", "tool", "version", "generator", "digest", "digest_algorithm", "seed", "recipe", "parents")
+        ordered = (
+            "format",
+            "tool",
+            "version",
+            "generator",
+            "digest",
+            "digest_algorithm",
+            "seed",
+            "recipe",
+            "parents",
+        )
         fields = asdict(self)
         document = {key: fields.pop(key) for key in ordered} | fields
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
@@ -58,7 +68,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if document.get("tool") != "merganser" or document.get("format") != FORMAT:
         raise VerificationError(f"{path}: is not a manifest of format {FORMAT}")
     if document.get("digest_algorithm") != ALGORITHM:
-        raise VerificationError(f"{path}: digests are {document.get('digest_algorithm')!r}, not {ALGORITHM!r}")
+        raise VerificationError(
+            f"{path}: digests are {document.get('digest_algorithm')!r}, not {ALGORITHM!r}"
+        )
     kinds = {"tensors": dict, "files": dict, "parents": list, "digest": str}
     for key, kind in kinds.items():
         if not isinstance(document.get(key), kind):

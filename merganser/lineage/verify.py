@@ -38,7 +38,9 @@ def verify(
         for name, digest in zip(both, pool.map(lambda n: digest_tensor(found[n]), both), strict=True):
             entry, tensor = listed[name], found[name]
             if [tensor.dtype.name, list(tensor.shape)] != [entry["dtype"], entry["shape"]]:
-                faults.append(f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, not as in the manifest")
+                faults.append(
+                    f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, not as in the manifest"
+                )
             elif digest != entry["digest"]:
                 faults.append(f"tensor {name!r} in {tensor.file.path.name} has changed")
             done += tensor.nbytes

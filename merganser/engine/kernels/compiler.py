@@ -62,7 +62,9 @@ def _argument_count(program: Program) -> int:
 
 
 def _object_code(key: str, program: Program) -> bytes:
-    name = hashlib.sha256(f"{FORMAT}|{llvmlite.__version__}|{_processor()}|{_source_digest()}|{key}".encode()).hexdigest()
+    name = hashlib.sha256(
+        f"{FORMAT}|{llvmlite.__version__}|{_processor()}|{_source_digest()}|{key}".encode()
+    ).hexdigest()
     path = cache_directory() / f"{name}.o"
     stored = _read(path)
     if stored is not None:
@@ -137,7 +139,9 @@ def _machine() -> Any:
     llvm.initialize_native_asmprinter()
     features = llvm.get_host_cpu_features()
     if platform.machine() in ("x86_64", "AMD64") and not features.get("f16c"):
-        raise MerganserError("this processor lacks F16C (every x86-64 processor since 2013 has it); it is not supported")
+        raise MerganserError(
+            "this processor lacks F16C (every x86-64 processor since 2013 has it); it is not supported"
+        )
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3, codemodel="jitdefault", jit=True

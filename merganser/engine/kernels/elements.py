@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 
@@ -28,7 +28,7 @@ _FINITE = {
 """Bits that are all set exactly in values that are not finite."""
 
 Value = Any
-Builder = ir.IRBuilder
+Builder: TypeAlias = Any
 
 
 def widen(b: Builder, stored: Value, dtype: str, to: ir.Type) -> Value:
@@ -147,7 +147,9 @@ def _choose(symbol: str, b: Builder, to: ir.Type, x: Value, y: Value) -> Value:
 
 def _sign(b: Builder, to: ir.Type, x: Value) -> Value:
     x = as_float(b, x, to)
-    below = b.select(b.fcmp_ordered("<", x, to(0.0)), to(-1.0), b.select(b.fcmp_ordered("==", x, to(0.0)), to(0.0), x))
+    below = b.select(
+        b.fcmp_ordered("<", x, to(0.0)), to(-1.0), b.select(b.fcmp_ordered("==", x, to(0.0)), to(0.0), x)
+    )
     return b.select(b.fcmp_ordered(">", x, to(0.0)), to(1.0), below)
 
 

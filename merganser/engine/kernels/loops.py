@@ -100,7 +100,7 @@ class _Emitter:
     def _block(self, block: Any) -> None:
         b = self.b
         for lanes in self.lanes:
-            self._loop(I64(ROW), lambda j, lanes=lanes: b.store(F64(0.0), b.gep(lanes, [I64(0), j])))  # type: ignore[misc]
+            self._loop(I64(ROW), lambda j, lanes=lanes: b.store(F64(0.0), b.gep(lanes, [I64(0), j])))
         first = b.mul(block, I64(BLOCK))
         length = self._least(b.sub(self.n, first), BLOCK)
         rows = b.udiv(b.add(length, I64(ROW - 1)), I64(ROW))
@@ -114,7 +114,7 @@ class _Emitter:
         length = self._least(b.sub(self.n, first), ROW)
         for offsets in self.offsets:
             with b.if_then(b.icmp_signed("<", length, I64(ROW))):
-                self._loop(I64(ROW), lambda j, o=offsets: b.store(I32(-1), b.gep(o, [I64(0), j])))  # type: ignore[misc]
+                self._loop(I64(ROW), lambda j, o=offsets: b.store(I32(-1), b.gep(o, [I64(0), j])))
         for over in self.row_over:
             b.store(I32(0), over)
         self.first_index = b.trunc(b.add(self.start, first), I32)
@@ -122,7 +122,7 @@ class _Emitter:
         for row, whole in zip(self.row_over, self.over, strict=True):
             b.store(b.add(b.load(whole), b.zext(b.load(row), I64)), whole)
         for k in range(len(self.histograms)):
-            self._loop(I64(ROW // GROUP), lambda group, k=k: self._count(k, group))  # type: ignore[misc]
+            self._loop(I64(ROW // GROUP), lambda group, k=k: self._count(k, group))
 
     def _count(self, k: int, group: Any) -> None:
         """Histogram entries of GROUP neighbours. Few lie in the bracket, so one test usually passes them all by."""

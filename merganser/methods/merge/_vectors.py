@@ -1,0 +1,102 @@
+"""What the methods on task vectors share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merganser.algebra import Coefficient, Entry, Weights, disjoint_mean, elect_sign, weighted_sum
+from merganser.algebra.selection import coefficients
+from merganser.algebra.vocabulary import per_part
+from merganser.algebra.weights import DEGREE_TOLERANCE
+from merganser.errors import AlgebraError, RequestError
+from merganser.methods.registry import Mergekit, PerModel
+
+
+def task_vectors(base: Weights, models: Sequence[Weights]) -> list[Weights]:
+    """`model - base` for every model.
+
+    What is a vector already (a LoRA adapter) stays, with zeros where it is silent.
+    """
+    vectors = []
+    for model in models:
+        if abs(model.degree) < DEGREE_TOLERANCE:
+            vectors.append(_filled(base, model))
+        elif abs(model.degree - 1.0) < DEGREE_TOLERANCE:
+            vectors.append(model - base)
+        else:
+            raise AlgebraError(
+                f"{model.label!r} has degree {model.degree:g}; "
+                "a task vector is made from a model (1) or is one (0)"
+            )
+    return vectors
+
+
+def _filled(base: Weights, vector: Weights) -> Weights:
+    extra = [name for name in vector if name not in base]
+    if extra:
+        raise AlgebraError(
+            f"{vector.label!r} changes tensor {extra[0]!r}, which {base.label!r} does not have"
+        )
+    if len(vector) == len(base):
+        return vector
+    silent = base.map(lambda _, expression: expression * 0.0, degree=0.0)
+    entries = {name: vector.entry(name) if name in vector else silent.entry(name) for name in base}
+    zero = {name: Entry(entry.expression, 0.0) for name, entry in entries.items()}
+    return Weights(
+        zero, label=vector.label, origin=None, checkpoints=(*base.checkpoints, *vector.checkpoints)
+    )
+
+
+def distinct(models: Sequence[Weights], method: str) -> None:
+    """Raise `RequestError` where two models have one label: their random draws would be the same."""
+    labels = [model.label for model in models]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise RequestError(
+                f"{method}: two models are called {label!r}, so the same entries of both would be dropped; "
+                "give them names of their own (Weights.relabel, or name: in the recipe)"
+            )
+
+
+def weight_total(models: Sequence[Weights], weight: PerModel) -> Coefficient:
+    """The sum of the models' weights, for every tensor."""
+    numbers = per_part(models, weight)
+    if all(isinstance(number, int | float) for number in numbers):
+        return float(sum(number for number in numbers if isinstance(number, int | float)))
+    each = [coefficients(number, model) for number, model in zip(numbers, models, strict=True)]
+    sums = {
+        name: sum(found.get(name, 0.0) for found in each)
+        for name in dict.fromkeys(n for e in each for n in e)
+    }
+    return sums.__getitem__
+
+
+def plain_sum(vectors: Sequence[Weights], weight: PerModel, normalize: bool) -> Weights:
+    """sum(w v), and with `normalize` divided by sum(w), where that is not within 1e-8 of zero."""
+    mixed = weighted_sum(vectors, weight)
+    if not normalize:
+        return mixed
+    totals = coefficients(weight_total(vectors, weight), mixed)
+    guarded = {name: 1.0 if abs(number) < 1e-8 else number for name, number in totals.items()}
+    return mixed / guarded.__getitem__
+
+
+def consensus(
+    vectors: Sequence[Weights], weight: PerModel, *, election: str, tie: str, divisor: str
+) -> Weights:
+    """Elect a sign for every entry, then combine the vectors that agree with it."""
+    signs: PerModel = weight if election == "weighted" else 1.0
+    elected = elect_sign(vectors, signs, tie=1.0 if tie == "plus" else 0.0)
+    return disjoint_mean(vectors, elected, weight, divisor=divisor, signs=signs)
+
+
+def mergekit_dialect(settable: tuple[str, ...], unused: tuple[str, ...] = (), **defaults: object) -> Mergekit:
+    """What mergekit's task-vector methods have in common: their keys, and that `weight` must be given."""
+    per_model = ("density", "gamma")
+    return Mergekit(
+        settable=settable,
+        required=("weight",),
+        defaults=defaults,
+        switches={"rescale": ("none", "l1")} if "rescale" in settable else {},
+        unused={"int8_mask": False} | {key: key in per_model for key in unused},
+    )

@@ -1,0 +1,57 @@
+"""Model Breadcrumbs: task vectors without outliers and without negligible entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from merganser.algebra import Coefficient, Weights, match_l1, trim_band
+from merganser.algebra.vocabulary import per_part
+from merganser.methods.merge._vectors import mergekit_dialect, plain_sum, task_vectors
+from merganser.methods.registry import PerModel, method
+
+
+@method(
+    "breadcrumbs",
+    paper="P070",
+    mergekit=mergekit_dialect(
+        ("weight", "density", "gamma", "normalize", "rescale", "scale"), density=1.0, keep_one=False
+    ),
+)
+def breadcrumbs(
+    base: Weights,
+    models: Sequence[Weights],
+    *,
+    density: PerModel = 0.1,
+    gamma: PerModel = 0.01,
+    weight: PerModel = 1.0,
+    scale: Coefficient = 1.0,
+    normalize: bool = False,
+    rescale: Literal["none", "l1"] = "none",
+    keep_one: bool = True,
+) -> Weights:
+    """Model Breadcrumbs: base + scale * sum(w_i mask(m_i - base)), without the largest and smallest changes.
+
+    In each tensor of n entries the int(gamma n) of largest magnitude are dropped, the next int(density n)
+    kept, the rest dropped; entries equal to a threshold are kept. density, per model: share in [0, 1],
+    default 0.1; 1 keeps everything, outliers too. gamma, per model: share in [0, 1], default 0.01; where
+    density + gamma > 1 fewer outliers are dropped. (The paper's beta is 1 - density - gamma, and its gamma
+    the quantile 1 - gamma; it chooses both on validation data.) weight, per model: any number, default 1.
+    scale (`lambda` in recipes, the paper's alpha): any number, default 1. normalize: divide by sum(w_i),
+    default false (a sum within 1e-8 of zero divides by 1). rescale "l1": each tensor keeps its sum of
+    magnitudes; default "none". keep_one: a tensor keeps at least one entry, default true.
+
+    Models need the base's names and shapes (`AlgebraError`); a share outside [0, 1] is a `RequestError`.
+    Paper: P070.
+
+    mergekit 0.1.5: density = 1 unless given (then nothing is masked at all), keep_one = false; exactly
+    int(density n) entries are kept, so of entries equal to a threshold it drops some at random; `weight` must
+    be given.
+    """
+    vectors = task_vectors(base, models)
+    shares, tops = per_part(vectors, density), per_part(vectors, gamma)
+    at_least = 1 if keep_one else 0
+    kept = [trim_band(v, d, g, at_least=at_least) for v, d, g in zip(vectors, shares, tops, strict=True)]
+    if rescale == "l1":
+        kept = [match_l1(k, v) for k, v in zip(kept, vectors, strict=True)]
+    return base + plain_sum(kept, weight, normalize) * scale

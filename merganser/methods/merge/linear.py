@@ -1,0 +1,62 @@
+"""Weighted averages of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merganser.algebra import Weights, weighted_sum
+from merganser.algebra.selection import coefficients
+from merganser.errors import RequestError
+from merganser.methods.merge._vectors import weight_total
+from merganser.methods.registry import Mergekit, PerModel, method
+
+
+@method(
+    "linear",
+    paper="Wortsman et al. 2022, Model soups, arXiv:2203.05482",
+    base="optional",
+    mergekit=Mergekit(settable=("weight", "normalize"), required=("weight",)),
+)
+def linear(
+    base: Weights | None, models: Sequence[Weights], *, weight: PerModel = 1.0, normalize: bool = True
+) -> Weights:
+    """Weighted average of checkpoints (model soups): sum(w_i m_i) / sum(w_i).
+
+    weight, per model: any number, no unit, default 1 (so the plain mean). normalize: divide by the sum of the
+    weights, default true; without it the sum is left as it is, and saving refuses what does not add up to one
+    model. base is not averaged (list it among the models for that); if given, its config, tokenizer and other
+    small files and its integer tensors go to the result, else those of the first model.
+
+    All models need the names and shapes of the first. Raises `RequestError` where the weights sum to zero,
+    `AlgebraError` where names or shapes differ. Paper: Model soups (arXiv:2203.05482; not in papers.jsonl).
+
+    mergekit 0.1.5: the same arithmetic in f32; `weight` must be given; a `base_model` that is not listed is
+    averaged too, under the global weight.
+    """
+    mixed = weighted_sum(models, weight)
+    if normalize:
+        totals = coefficients(weight_total(models, weight), mixed)
+        zero = [name for name, number in totals.items() if number == 0.0]
+        if zero:
+            raise RequestError(
+                f"linear: the weights of tensor {zero[0]!r} sum to zero, so there is no average"
+            )
+        mixed = mixed / totals.__getitem__
+    return mixed if base is None else _dressed(mixed, base)
+
+
+def _dressed(mixed: Weights, base: Weights) -> Weights:
+    """The mixture with the base's small files and integer tensors."""
+    entries = {}
+    for name in mixed:
+        entry = mixed.entry(name)
+        entries[name] = base.entry(name) if entry.carried and name in base else entry
+    known = {id(checkpoint) for checkpoint in mixed.checkpoints}
+    extra = tuple(checkpoint for checkpoint in base.checkpoints if id(checkpoint) not in known)
+    return Weights(
+        entries,
+        label=mixed.label,
+        origin=base.origin,
+        checkpoints=(*mixed.checkpoints, *extra),
+        dropped=mixed.dropped | base.dropped,
+    )

@@ -1,0 +1,6 @@
+"""Recipes: a merge written down as YAML, in merganser's own form or in mergekit's."""
+
+from merganser.recipe.build import build
+from merganser.recipe.form import Model, Recipe, load
+
+__all__ = ["Model", "Recipe", "build", "load"]

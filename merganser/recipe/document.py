@@ -1,0 +1,121 @@
+"""Reading YAML that may be hostile: bounded, plain values only, no key twice."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merganser.errors import RequestError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000
+MAX_DEPTH = 32
+_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp")}
+_MAP, _LIST = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
+
+
+def read_file(path: Path) -> str:
+    """The text of a recipe.
+
+    Raises `RequestError` where it is missing, not text or longer than a recipe can be.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RequestError(f"there is no recipe at {str(path)!r}{_neighbour(path)}") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"the recipe {str(path)!r} cannot be read: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise RequestError(f"{path}: longer than the {MAX_BYTES:,} bytes a recipe may have")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def parse(text: str, source: str) -> Any:
+    """The value of one YAML document: mappings with text keys, lists and scalars.
+
+    Raises `RequestError`, with the line, for malformed YAML, a key given twice, tags, merge keys, recursion,
+    and documents beyond MAX_BYTES, MAX_NODES (aliases counted as often as they are used) or MAX_DEPTH.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise RequestError(f"{source}: longer than the {MAX_BYTES:,} bytes a recipe may have")
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        return None if node is None else _Reader(source, loader).value(node, 0)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{source}: not acceptable YAML: {_told(error)}") from None
+    except RecursionError:
+        raise RequestError(f"{source}: nested deeper than the {MAX_DEPTH} levels a recipe may have") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+class _Reader:
+    def __init__(self, source: str, loader: yaml.SafeLoader) -> None:
+        self.source = source
+        self.loader = loader
+        self.nodes = 0
+
+    def value(self, node: yaml.Node, depth: int) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise self.error(
+                node, f"more than {MAX_NODES:,} values (aliases count as often as they are used)"
+            )
+        if depth > MAX_DEPTH:
+            raise self.error(node, f"nested deeper than the {MAX_DEPTH} levels a recipe may have")
+        if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
+            return self.mapping(node, depth)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _LIST:
+            return [self.value(item, depth + 1) for item in node.value]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            return self.scalar(node)
+        raise self.error(node, f"the tag {node.tag!r} has no meaning in a recipe")
+
+    def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
+                raise self.error(key_node, "keys must be plain text (no merge keys, lists or mappings)")
+            key = key_node.value
+            if key in result:
+                raise self.error(key_node, f"the key {key!r} is given twice")
+            result[key] = self.value(value_node, depth + 1)
+        return result
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag.endswith(":timestamp"):
+            return node.value
+        try:
+            return self.loader.construct_object(node)
+        except (ValueError, OverflowError) as error:
+            raise self.error(node, f"{node.value[:40]!r} is not a value: {error}") from None
+
+    def error(self, node: yaml.Node, text: str) -> RequestError:
+        return RequestError(f"{self.source}: line {node.start_mark.line + 1}: {text}")
+
+
+def _told(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        return line + ", ".join(part for part in (error.context, error.problem) if part)
+    return str(error).partition("\n")[0]
+
+
+def _neighbour(path: Path) -> str:
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""

@@ -1,0 +1,179 @@
+"""The value of a parameter in a recipe: one for all tensors, or different ones by tensor name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from merganser.algebra.selection import matcher
+from merganser.errors import RequestError, did_you_mean
+from merganser.methods import Parameter
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A value for the tensors whose name contains `filter`, or matches `pattern`.
+
+    For all where both are None.
+    """
+
+    value: Any
+    filter: str | None = None
+    pattern: str | None = None
+
+    def applies(self, name: str) -> bool:
+        """Whether this rule is for the tensor `name`."""
+        if self.pattern is not None:
+            return bool(matcher(self.pattern)(name))
+        return self.filter is None or self.filter == "*" or self.filter in name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Rules in order; the first that applies counts. `place` is where in the recipe it stands."""
+
+    rules: tuple[Rule, ...]
+    place: str
+
+    @property
+    def constant(self) -> bool:
+        """Whether all tensors have one value."""
+        return self.covers and len({repr(rule.value) for rule in self.rules[: self._last]}) == 1
+
+    @property
+    def covers(self) -> bool:
+        """Whether some rule applies to every name."""
+        return self._last <= len(self.rules)
+
+    @property
+    def _last(self) -> int:
+        for number, rule in enumerate(self.rules, 1):
+            if rule.filter in (None, "*") and rule.pattern in (None, "*"):
+                return number
+        return len(self.rules) + 1
+
+    def value(self, name: str) -> Any:
+        """The value for a tensor, or None where no rule applies."""
+        return next((rule.value for rule in self.rules if rule.applies(name)), None)
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Raise `RequestError` for a pattern that matches no tensor: it is likely misspelt."""
+        names = list(names)
+        for rule in self.rules:
+            if rule.pattern is not None and rule.pattern != "*" and not any(map(rule.applies, names)):
+                near = did_you_mean(rule.pattern, names)
+                raise RequestError(f"{self.place}: no tensor matches the pattern {rule.pattern!r}{near}")
+
+
+def read_setting(
+    raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str, own: bool
+) -> Setting:
+    """A setting from YAML: a scalar, {filter, value}, a list of those, or in our own form {pattern: value}.
+
+    `switch` turns a bool into one of two choices. Raises `RequestError`, naming the place, for anything else.
+    """
+    if isinstance(raw, list):
+        return Setting(_conditions(raw, parameter, switch, place), place)
+    if isinstance(raw, dict):
+        if "value" in raw or "filter" in raw or not own:
+            return Setting((_condition(raw, parameter, switch, place),), place)
+        if not raw:
+            raise RequestError(f"{place}: an empty mapping gives no tensor a value")
+        rules = []
+        for pattern, value in raw.items():
+            matcher(pattern)
+            rules.append(Rule(_scalar(value, parameter, switch, f"{place}[{pattern!r}]"), pattern=pattern))
+        return Setting(tuple(rules), place)
+    return Setting((Rule(_scalar(raw, parameter, switch, place)),), place)
+
+
+def _conditions(
+    raw: list[Any], parameter: Parameter, switch: tuple[str, str] | None, place: str
+) -> tuple[Rule, ...]:
+    if not raw:
+        raise RequestError(f"{place}: an empty list gives no tensor a value")
+    if not any(isinstance(item, dict) for item in raw):
+        raise RequestError(
+            f"{place}: a list of values is a gradient over layers, which is not supported yet; "
+            "give one value, or values by name: [{filter: mlp, value: 0.5}, {value: 0.3}]"
+        )
+    return tuple(_condition(item, parameter, switch, f"{place}[{i}]") for i, item in enumerate(raw))
+
+
+def _condition(raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str) -> Rule:
+    if not isinstance(raw, dict):
+        raise RequestError(f"{place}: expected {{filter: text, value: ...}}, not {shown(raw)}")
+    for key in raw:
+        if key not in ("filter", "value"):
+            raise RequestError(
+                f"{place}.{key}: unknown key{did_you_mean(key, ('filter', 'value'))} (known: filter, value)"
+            )
+    if "value" not in raw:
+        raise RequestError(f"{place}: has no value")
+    text = raw.get("filter")
+    if text is not None and not isinstance(text, str):
+        raise RequestError(f"{place}.filter: expected text that tensor names contain, not {shown(text)}")
+    value = raw["value"]
+    if isinstance(value, list):
+        raise RequestError(
+            f"{place}.value: a list is a gradient over layers, which is not supported yet; give one value"
+        )
+    return Rule(_scalar(value, parameter, switch, f"{place}.value"), filter=text)
+
+
+def _scalar(raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str) -> Any:
+    if switch is not None:
+        return switch[int(_bool(raw, place))]
+    if parameter.kind == "bool":
+        return _bool(raw, place)
+    if parameter.kind == "choice":
+        if raw in parameter.choices and isinstance(raw, str):
+            return raw
+        near = did_you_mean(raw, parameter.choices) if isinstance(raw, str) else ""
+        raise RequestError(f"{place}: expected one of {', '.join(parameter.choices)}, not {shown(raw)}{near}")
+    number = _number(raw, place)
+    if parameter.kind == "integer":
+        if number != int(number):
+            raise RequestError(f"{place}: expected a whole number, not {shown(raw)}")
+        return int(number)
+    if parameter.name in SHARES and not 0.0 <= number <= 1.0:
+        raise RequestError(f"{place}: {parameter.key} is a share, from 0 to 1, not {shown(raw)}")
+    return number
+
+
+SHARES = ("density", "gamma", "collinear")
+"""Parameters that are a share in every method, so that the range is checked before any file is opened."""
+
+
+def _bool(raw: Any, place: str) -> bool:
+    if isinstance(raw, bool) or (isinstance(raw, int | float) and raw in (0, 1)):
+        return bool(raw)
+    raise RequestError(f"{place}: expected true or false, not {shown(raw)}")
+
+
+def _number(raw: Any, place: str) -> float:
+    number = math.nan
+    if isinstance(raw, int | float | str) and not isinstance(raw, bool):
+        try:
+            number = float(raw)  # YAML 1.1 reads 1e-3 as text
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not math.isfinite(number):
+        raise RequestError(f"{place}: expected a number, not {shown(raw)}")
+    return number
+
+
+def shown(raw: Any) -> str:
+    """A value from a recipe, as errors show it."""
+    if isinstance(raw, dict):
+        return "a mapping"
+    if isinstance(raw, list):
+        return "a list"
+    if raw is None:
+        return "nothing"
+    if isinstance(raw, bool):
+        return str(raw).lower()
+    text = repr(raw)
+    return text if len(text) <= 60 else text[:57] + "..."
