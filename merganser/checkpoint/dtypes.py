@@ -34,10 +34,8 @@ class DType:
             "F8_E4M3": ml_dtypes.float8_e4m3fn,
             "F8_E5M2": ml_dtypes.float8_e5m2,
         }
-        if self.name in extra:
-            return np.dtype(extra[self.name])
-        plain: np.dtype[Any] = np.dtype(self.torch_name)
-        return plain
+        found: np.dtype[Any] = np.dtype(extra.get(self.name, self.torch_name))
+        return found
 
 
 F64 = DType("F64", "float64", 8, True)
