@@ -37,8 +37,8 @@ class Weights(Mapping[str, Expression]):
 
     `label` is what errors call these weights and what keys their random draws. `origin` is the checkpoint whose small
     files (config, tokenizer ...) travel with them, and which a saved result must cover. `dropped` are names of the
-    origin that were left out on purpose (`select`, `drop`). `aliases` are names that stand for another tensor because the
-    two are tied (an output head that shares the embedding): they answer where another parent holds both.
+    origin that were left out on purpose (`select`, `drop`). `aliases` are names that stand for another tensor because
+    the two are tied (an output head that shares the embedding): they answer where another parent holds both.
     """
 
     __slots__ = ("_entries", "aliases", "checkpoints", "dropped", "label", "origin")
@@ -69,6 +69,9 @@ class Weights(Mapping[str, Expression]):
             raise AlgebraError(
                 f"{self.label!r} has no tensor {name!r}{did_you_mean(name, self._entries)}"
             ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

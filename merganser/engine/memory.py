@@ -55,8 +55,8 @@ def budget(plan: Plan, limit: int, threads: int, tile: int = 0) -> Budget:
     advice = f"use {fits} threads or " if fits else ""
     raise RequestError(
         f"--memory {limit / 2**20:.0f} MiB is too little: this plan needs {needed / 2**20:.0f} MiB "
-        f"with {threads} threads ({resident / 2**20:.0f} MiB for the process itself, {per_thread / 2**20:.1f} MiB a thread); "
-        f"{advice}raise it to {needed // 2**20 + 1} MiB"
+        f"with {threads} threads ({resident / 2**20:.0f} MiB for the process itself, "
+        f"{per_thread / 2**20:.1f} MiB a thread); {advice}raise it to {needed // 2**20 + 1} MiB"
     )
 
 

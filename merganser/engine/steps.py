@@ -269,7 +269,8 @@ class StepRun:
         )
         return NonFiniteError(
             f"tensor {output.name!r} would hold {kind} at {place} "
-            f"({len(wrong)} such values in this stretch of {count}): {cause}. Nothing was sealed; --allow-nonfinite lets it pass"
+            f"({len(wrong)} such values in this stretch of {count}): {cause}. "
+            "Nothing was sealed; --allow-nonfinite lets it pass"
         )
 
     # Finishing --------------------------------------------------------------------------------------------------------
