@@ -55,7 +55,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `canonical` is what it says in plain JSON, in an order of its own; `directory` is where it lay.
+    """A checked recipe. `canonical` is what it says, in plain JSON; `directory` is where it lay.
 
     `base` is an index into `models`. `listed` says how many of the models were in its list: a base that was
     not is last.
@@ -180,7 +180,7 @@ class _Checker:
             raise self._error(key, f"{name!r} is not a method of mergekit; write method: {name}")
         return method
 
-    # Models -----------------------------------------------------------------------------------------------------
+    # Models -------------------------------------------------------------------------------------------------
 
     def _models(self) -> list[Listed]:
         raw = self.raw.get("models")
@@ -249,7 +249,7 @@ class _Checker:
         models = tuple(Model(path, label, p) for (path, _, p), label in zip(entries, labels, strict=True))
         return models, base
 
-    # Parameters -------------------------------------------------------------------------------------------------
+    # Parameters ---------------------------------------------------------------------------------------------
 
     def _parameters(self, raw: Any, place: str, *, of_model: bool) -> dict[str, Setting]:
         if raw is None:
@@ -310,14 +310,14 @@ class _Checker:
                     raise self._error(
                         "base_model",
                         f"mergekit's {self.method.name} merges the base too: list it under models with a "
-                        f"{parameter.key}, give a {parameter.key} under parameters, or use merganser's own form",
+                        f"{parameter.key}, give one under parameters, or use merganser's own form",
                     )
                 raise self._error(
                     f"models[{i}].parameters",
                     f"{self.method.name} needs {parameter.key} for every model, here or under parameters",
                 )
 
-    # The rest ---------------------------------------------------------------------------------------------------
+    # The rest -----------------------------------------------------------------------------------------------
 
     def _dtype(self) -> str | None:
         found = None

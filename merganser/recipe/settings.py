@@ -83,10 +83,17 @@ def read_setting(
             raise RequestError(f"{place}: an empty mapping gives no tensor a value")
         rules = []
         for pattern, value in raw.items():
-            matcher(pattern)
+            _check_pattern(pattern, place)
             rules.append(Rule(_scalar(value, parameter, switch, f"{place}[{pattern!r}]"), pattern=pattern))
         return Setting(tuple(rules), place)
     return Setting((Rule(_scalar(raw, parameter, switch, place)),), place)
+
+
+def _check_pattern(pattern: str, place: str) -> None:
+    try:
+        matcher(pattern)
+    except RequestError as error:
+        raise RequestError(f"{place}: {error}") from None
 
 
 def _conditions(

@@ -1,0 +1,138 @@
+"""What commands share: sizes, errors, progress, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from merganser.errors import MerganserError, RequestError
+
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+ALLOW_PICKLE = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Read tensors from .bin, .pt and .pth files; nothing in them is run."
+    ),
+]
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+Progress = Callable[[int, int], None]
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes from `256MiB`, `5GB` or a plain number."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise RequestError(f"{option} {text!r} is not a size; write it as 256MiB, 5GB or a number of bytes")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size < 1:
+        raise RequestError(f"{option} must be at least one byte")
+    return size
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+
+
+def fail(error: BaseException, as_json: bool) -> int:
+    """Say what went wrong, once, and give the exit status."""
+    import click
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
+        kind, message, status = "Interrupted", "interrupted; run the same command again to resume", 130
+    elif isinstance(error, MerganserError):
+        kind, message, status = type(error).__name__, str(error), error.exit_status
+    elif isinstance(error, click.exceptions.ClickException):
+        kind, message, status = "UsageError", error.format_message(), 2
+    elif isinstance(error, MemoryError):
+        kind, message, status = (
+            "MemoryError",
+            "the machine has no memory left; lower --memory or --threads",
+            1,
+        )
+    else:
+        kind, status = type(error).__name__, 1
+        message = f"{error or kind} ({kind}; an unexpected failure, MERGANSER_DEBUG=1 shows where)"
+    if os.environ.get("MERGANSER_DEBUG"):
+        traceback.print_exception(error)
+    if as_json:
+        print_json({"error": {"kind": kind, "message": message}})
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def print_json(document: Any) -> None:
+    """One JSON document. Numbers that JSON lacks (NaN, Inf) become text."""
+    print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A plain table; columns of numbers are set to the right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[k]) for row in [list(headings), *texts]) for k in range(len(headings))]
+    right = [all(isinstance(row[k], int | float) for row in rows) for k in range(len(headings))]
+
+    def line(cells: Sequence[str]) -> str:
+        placed = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+        return "  ".join(placed).rstrip()
+
+    print(line(list(headings)))
+    print(line(["-" * width for width in widths]))
+    for row in texts:
+        print(line(row))
+
+
+@contextmanager
+def progress(wanted: bool, what: str) -> Iterator[Progress | None]:
+    """A bar with bytes per second and time left on a terminal; nothing otherwise."""
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)

@@ -1,0 +1,58 @@
+"""`merganser explain`: the plan of a recipe, from headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merganser.cli import console
+
+NAME = "explain"
+EXAMPLE = "Example: merganser explain recipe.yaml"
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    memory: Annotated[str, typer.Option(help="What the whole process may hold.")] = "1GiB",
+    threads: Annotated[int, typer.Option(help="Worker threads; 0 is one a core.", min=0)] = 0,
+    shard_size: Annotated[str, typer.Option(help="What one file may hold.")] = "5GB",
+    allow_pickle: console.ALLOW_PICKLE = False,
+    as_json: console.JSON = False,
+) -> None:
+    """Show what a merge would do: formulas, passes, bytes, memory, files. Reads no tensor bytes."""
+    limit = console.parse_size(memory, "--memory")
+    shard = console.parse_size(shard_size, "--shard-size")
+    from merganser import explain
+    from merganser.recipe import build, load
+
+    weights, fields = build(load(recipe), allow_pickle=allow_pickle)
+    plan = explain(weights, memory=limit, threads=threads, shard_size=shard, **fields)
+    if as_json:
+        console.print_json(plan)
+        return
+    print("parents")
+    console.table(
+        ("name", "tensors", "size", "dtypes", "path"),
+        [
+            (p["name"], p["tensors"], console.size(p["bytes"]), ", ".join(p["dtypes"]), p["path"])
+            for p in plan["parents"]
+        ],
+    )
+    print("\nformulas")
+    for formula, count in plan["forms"].items():
+        print(f"  {count} tensors: {formula}")
+    held = plan["memory"]
+    print(
+        f"\npasses   {plan['passes']} over the largest tensors, {plan['kernels']} kernels, {plan['threads']} threads"
+    )
+    print(f"read     {console.size(plan['bytes_read'])}")
+    print(f"write    {console.size(plan['bytes_written'])} in {len(plan['shards'])} files")
+    print(
+        f"memory   {console.size(held['needed'])} of {console.size(held['limit'])} "
+        f"({console.size(held['per_thread'])} a thread, tiles of {held['tile_elements']:,} elements)"
+    )
+    print(f"time     about {plan['estimate_seconds']} s if the parents are in memory")
+    for parent, names in plan["unused"].items():
+        print(f"not used of {parent}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")

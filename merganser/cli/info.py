@@ -1,0 +1,100 @@
+"""`merganser info`: what is in a checkpoint, from headers alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from merganser.cli import console
+
+if TYPE_CHECKING:
+    from merganser.checkpoint import Checkpoint
+
+NAME = "info"
+EXAMPLE = "Example: merganser info models/base"
+_CONFIG_KEYS = (
+    "model_type",
+    "architectures",
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+
+
+def command(
+    path: Annotated[str, typer.Argument(help="A model directory, a weights file or a PEFT adapter.")],
+    allow_pickle: console.ALLOW_PICKLE = False,
+    as_json: console.JSON = False,
+) -> None:
+    """Show tensors, dtypes, shapes and files of a checkpoint. Reads headers only."""
+    from merganser.checkpoint import open_checkpoint
+
+    found = describe(open_checkpoint(path, allow_pickle=allow_pickle))
+    if as_json:
+        console.print_json(found)
+        return
+    dtypes = ", ".join(f"{name} {count:,}" for name, count in found["dtypes"].items())
+    print(f"{found['path']}: {found['format']}, {found['parameters']:,} parameters ({dtypes})")
+    for key, value in found["config"].items():
+        print(f"  {key}: {value}")
+    print()
+    if found["deltas"]:
+        console.table(
+            ("changes", "rank", "scale", "shape"),
+            [(d["tensor"], d["rank"], round(d["scale"], 6), d["shape"]) for d in found["deltas"]],
+        )
+    else:
+        console.table(
+            ("tensors", "count", "dtype", "shape"),
+            [(g["pattern"], g["count"], g["dtype"], g["shape"]) for g in found["groups"]],
+        )
+    print("\nfiles: " + ", ".join(f"{f['name']} ({console.size(f['bytes'])})" for f in found["files"]))
+    if found["manifest"]:
+        m = found["manifest"]
+        print(f"sealed by merganser {m['version']} from {', '.join(m['parents'])}; digest {m['digest']}")
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The document that --json prints."""
+    config = checkpoint.config or {}
+    dtypes: dict[str, int] = {}
+    groups: dict[tuple[str, str, str], int] = {}
+    for name, tensor in checkpoint.tensors.items():
+        dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + tensor.size
+        key = (re.sub(r"(?<=\.)\d+(?=\.)", "*", name), tensor.dtype.name, str(list(tensor.shape)))
+        groups[key] = groups.get(key, 0) + 1
+    deltas = [
+        {"tensor": name, "rank": d.rank, "scale": d.scale, "shape": list(d.shape)}
+        for name, d in checkpoint.deltas.items()
+    ]
+    for delta in checkpoint.deltas.values():
+        for factor in (delta.left, delta.right):
+            dtypes[factor.dtype.name] = dtypes.get(factor.dtype.name, 0) + factor.size
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "tensors": len(checkpoint.tensors) or 2 * len(deltas),
+        "parameters": sum(dtypes.values()),
+        "dtypes": dtypes,
+        "config": {key: config[key] for key in _CONFIG_KEYS if key in config},
+        "groups": [{"pattern": p, "count": n, "dtype": d, "shape": s} for (p, d, s), n in groups.items()],
+        "deltas": deltas,
+        "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
+        "tied": checkpoint.aliases,
+        "manifest": _manifest(checkpoint.directory),
+    }
+
+
+def _manifest(directory: Path | None) -> dict[str, Any] | None:
+    from merganser.checkpoint.layout import MANIFEST_NAME
+    from merganser.lineage import read_manifest
+
+    if directory is None or not (directory / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(directory)
+    parents = [str(parent.get("name")) for parent in manifest["parents"] if isinstance(parent, dict)]
+    return {"version": manifest.get("version"), "digest": manifest["digest"], "parents": parents}
