@@ -50,18 +50,16 @@ def size(count: float) -> str:
 
 def fail(error: BaseException, as_json: bool) -> int:
     """Say what went wrong, once, and give the exit status."""
-    import click
-
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, click.exceptions.Exit):
+    if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
         kind, message, status = "Interrupted", "interrupted; run the same command again to resume", 130
     elif isinstance(error, MerganserError):
         kind, message, status = type(error).__name__, str(error), error.exit_status
-    elif isinstance(error, click.exceptions.ClickException):
-        kind, message, status = "UsageError", error.format_message(), 2
+    elif hasattr(error, "format_message"):  # what the command-line parser raises, whichever copy of click it is from
+        kind, message, status = "UsageError", f"{error.format_message()} (see --help)", 2
     elif isinstance(error, MemoryError):
         kind, message, status = (
             "MemoryError",

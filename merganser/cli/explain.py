@@ -42,7 +42,7 @@ def command(
     )
     print("\nformulas")
     for formula, count in plan["forms"].items():
-        print(f"  {count} tensors: {formula}")
+        print(f"  {count} tensors: {formula if len(formula) <= 300 else formula[:297] + '...'}")
     held = plan["memory"]
     print(
         f"\npasses   {plan['passes']} over the largest tensors, {plan['kernels']} kernels, {plan['threads']} threads"
