@@ -79,6 +79,10 @@ class Weights(Mapping[str, Expression]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The expression of that name, or `default`."""
+        return self[name] if name in self else default
+
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:

@@ -197,7 +197,7 @@ def _check_target(out: Path, overwrite: bool, parents: Sequence[Checkpoint]) -> 
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
-        raise OutputError(
+        raise RequestError(
             f"{out}: already exists. Choose another name, or pass --overwrite to replace it at the end"
         )
     if out.is_symlink() or not out.is_dir():
