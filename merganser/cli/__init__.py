@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,11 +17,10 @@ from merganser.cli.console import fail
 app = typer.Typer(
     name="merganser",
     help="Trained weights are data: merge, inspect and verify checkpoints, streamed and sealed.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 done, 1 the work failed, 2 the request is wrong.",
+    epilog="Exit status: 0 done, 1 the work failed, 2 the request is wrong, 130 interrupted.",
 )
 for module in (merge, explain, info, diff, verify, methods):
     app.command(name=module.NAME, epilog=module.EXAMPLE)(module.command)
@@ -41,13 +42,40 @@ def _root(
 
 
 def main() -> NoReturn:
-    """The console script. Every failure ends here, as one message and an exit status."""
-    as_json = "--json" in sys.argv
+    """The console script: `run` on the arguments of the process."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(run(sys.argv[1:] or ["--help"]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and give its exit status. Every failure ends here, as one message."""
+    as_json = "--json" in arguments
     try:
-        status = app(standalone_mode=False)
+        status = _run(arguments)
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        status = 1
+        return _reader_gone()
     except BaseException as error:
-        status = fail(error, as_json)
-    sys.exit(status if isinstance(status, int) else 0)
+        return fail(error, as_json)
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        status = app(list(arguments), prog_name="merganser", standalone_mode=False)
+    except SystemExit as leaving:
+        if leaving.code == 1:  # what typer makes of a broken pipe
+            raise BrokenPipeError from leaving
+        raise
+    if status == 130:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
+    return status if isinstance(status, int) else 0
+
+
+def _reader_gone() -> int:
+    """Whoever read the output left. Commands print when their work is done, so that is no failure."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -58,7 +58,9 @@ def fail(error: BaseException, as_json: bool) -> int:
         kind, message, status = "Interrupted", "interrupted; run the same command again to resume", 130
     elif isinstance(error, MerganserError):
         kind, message, status = type(error).__name__, str(error), error.exit_status
-    elif hasattr(error, "format_message"):  # what the command-line parser raises, whichever copy of click it is from
+    elif hasattr(
+        error, "format_message"
+    ):  # what the command-line parser raises, whichever copy of click it is from
         kind, message, status = "UsageError", f"{error.format_message()} (see --help)", 2
     elif isinstance(error, MemoryError):
         kind, message, status = (
@@ -73,8 +75,22 @@ def fail(error: BaseException, as_json: bool) -> int:
         traceback.print_exception(error)
     if as_json:
         print_json({"error": {"kind": kind, "message": message}})
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {clean(message)}", file=sys.stderr)
     return status
+
+
+def clean(text: str) -> str:
+    """Text without control characters (they come with names from files and could steer a terminal)."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", _escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def say(text: str = "") -> None:
+    """A line of the report for a person, on standard output."""
+    print(clean(text))
 
 
 def print_json(document: Any) -> None:
@@ -94,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A plain table; columns of numbers are set to the right."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[clean(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[k]) for row in [list(headings), *texts]) for k in range(len(headings))]
     right = [all(isinstance(row[k], int | float) for row in rows) for k in range(len(headings))]
 

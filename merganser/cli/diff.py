@@ -34,18 +34,21 @@ def command(
         console.print_json(found)
         return
     summary = found["summary"]
-    print(
+    console.say(
         f"{summary['tensors']} tensors in both: {summary['equal']} equal, {summary['changed']} changed, "
-        f"{summary['different_shape']} of another shape"
+        f"{summary['different_shape']} of another shape; "
+        f"{len(found['only_a'])} only in {a}, {len(found['only_b'])} only in {b}"
     )
-    print(f"change: norm {summary['norm']:.6g}, relative {summary['relative']:.3%} of {a}")
+    console.say(f"change: norm {summary['norm']:.6g}, relative {summary['relative']:.3%} of {a}")
     for key, where in (("only_a", a), ("only_b", b)):
         if found[key]:
-            print(f"only in {where}: {', '.join(found[key][:5])}{' ...' if len(found[key]) > 5 else ''}")
+            console.say(
+                f"only in {where}: {', '.join(found[key][:5])}{' ...' if len(found[key]) > 5 else ''}"
+            )
     changed = [t for t in found["tensors"] if not t["equal"]]
     changed.sort(key=lambda t: -(t["relative"] if t["relative"] is not None else math.inf))
     if changed and rows:
-        print()
+        console.say()
         console.table(
             ("tensor", "norm", "relative", "cosine", "sign flips", "max", "note"),
             [
@@ -58,13 +61,19 @@ def command(
             ],
         )
         if len(changed) > rows:
-            print(f"... and {len(changed) - rows} more")
+            console.say(f"... and {len(changed) - rows} more")
 
 
 def compare(a: Weights, b: Weights, progress: console.Progress | None = None) -> dict[str, Any]:
     """The document that --json prints. Float tensors are read once each, others by their digest."""
     from merganser import evaluate
+    from merganser.errors import RequestError
 
+    if (a.origin is None) != (b.origin is None):
+        adapter, model = (a, b) if a.origin is None else (b, a)
+        raise RequestError(
+            f"{adapter.label} is a LoRA adapter, a change, and {model.label} a model: compare two of a kind"
+        )
     both = [name for name in a if name in b]
     numbers = {name: (a[name], b[name]) for name in both if _comparable(a[name], b[name])}
     targets = {name: _measures(x, y) for name, (x, y) in numbers.items()}

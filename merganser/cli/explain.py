@@ -32,7 +32,7 @@ def command(
     if as_json:
         console.print_json(plan)
         return
-    print("parents")
+    console.say("parents")
     console.table(
         ("name", "tensors", "size", "dtypes", "path"),
         [
@@ -40,19 +40,19 @@ def command(
             for p in plan["parents"]
         ],
     )
-    print("\nformulas")
+    console.say("\nformulas")
     for formula, count in plan["forms"].items():
-        print(f"  {count} tensors: {formula if len(formula) <= 300 else formula[:297] + '...'}")
+        console.say(f"  {count} tensors: {formula if len(formula) <= 300 else formula[:297] + '...'}")
     held = plan["memory"]
-    print(
+    console.say(
         f"\npasses   {plan['passes']} over the largest tensors, {plan['kernels']} kernels, {plan['threads']} threads"
     )
-    print(f"read     {console.size(plan['bytes_read'])}")
-    print(f"write    {console.size(plan['bytes_written'])} in {len(plan['shards'])} files")
-    print(
+    console.say(f"read     {console.size(plan['bytes_read'])}")
+    console.say(f"write    {console.size(plan['bytes_written'])} in {len(plan['shards'])} files")
+    console.say(
         f"memory   {console.size(held['needed'])} of {console.size(held['limit'])} "
         f"({console.size(held['per_thread'])} a thread, tiles of {held['tile_elements']:,} elements)"
     )
-    print(f"time     about {plan['estimate_seconds']} s if the parents are in memory")
+    console.say(f"time     about {plan['estimate_seconds']} s if the parents are in memory")
     for parent, names in plan["unused"].items():
-        print(f"not used of {parent}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+        console.say(f"not used of {parent}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")

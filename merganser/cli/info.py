@@ -18,11 +18,15 @@ EXAMPLE = "Example: merganser info models/base"
 _CONFIG_KEYS = (
     "model_type",
     "architectures",
+    "dtype",
+    "torch_dtype",
     "hidden_size",
     "num_hidden_layers",
     "vocab_size",
     "tie_word_embeddings",
 )
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def command(
@@ -38,10 +42,10 @@ def command(
         console.print_json(found)
         return
     dtypes = ", ".join(f"{name} {count:,}" for name, count in found["dtypes"].items())
-    print(f"{found['path']}: {found['format']}, {found['parameters']:,} parameters ({dtypes})")
+    console.say(f"{found['path']}: {found['format']}, {found['parameters']:,} parameters ({dtypes})")
     for key, value in found["config"].items():
-        print(f"  {key}: {value}")
-    print()
+        console.say(f"  {key}: {value}")
+    console.say()
     if found["deltas"]:
         console.table(
             ("changes", "rank", "scale", "shape"),
@@ -52,21 +56,22 @@ def command(
             ("tensors", "count", "dtype", "shape"),
             [(g["pattern"], g["count"], g["dtype"], g["shape"]) for g in found["groups"]],
         )
-    print("\nfiles: " + ", ".join(f"{f['name']} ({console.size(f['bytes'])})" for f in found["files"]))
+    console.say("\nfiles: " + ", ".join(f"{f['name']} ({console.size(f['bytes'])})" for f in found["files"]))
     if found["manifest"]:
         m = found["manifest"]
-        print(f"sealed by merganser {m['version']} from {', '.join(m['parents'])}; digest {m['digest']}")
+        console.say(
+            f"sealed by merganser {m['version']} from {', '.join(m['parents'])}; digest {m['digest']}"
+        )
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The document that --json prints."""
     config = checkpoint.config or {}
     dtypes: dict[str, int] = {}
-    groups: dict[tuple[str, str, str], int] = {}
+    groups: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for name, tensor in checkpoint.tensors.items():
         dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + tensor.size
-        key = (re.sub(r"(?<=\.)\d+(?=\.)", "*", name), tensor.dtype.name, str(list(tensor.shape)))
-        groups[key] = groups.get(key, 0) + 1
+        groups.setdefault((_LAYER.sub("*", name), tensor.dtype.name, tensor.shape), []).append(name)
     deltas = [
         {"tensor": name, "rank": d.rank, "scale": d.scale, "shape": list(d.shape)}
         for name, d in checkpoint.deltas.items()
@@ -81,12 +86,33 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(dtypes.values()),
         "dtypes": dtypes,
         "config": {key: config[key] for key in _CONFIG_KEYS if key in config},
-        "groups": [{"pattern": p, "count": n, "dtype": d, "shape": s} for (p, d, s), n in groups.items()],
+        "groups": [
+            {"pattern": _pattern(names), "count": len(names), "dtype": dtype, "shape": list(shape)}
+            for (_, dtype, shape), names in groups.items()
+        ],
         "deltas": deltas,
         "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
         "tied": checkpoint.aliases,
         "manifest": _manifest(checkpoint.directory),
     }
+
+
+def _pattern(names: list[str]) -> str:
+    """The names of a group as one, the numbers in them as ranges: `model.layers.{0-21}.mlp.up_proj.weight`."""
+    numbers = zip(*([int(number) for number in _LAYER.findall(name)] for name in names), strict=True)
+    ranges = iter([_ranges(sorted(set(found))) for found in numbers])
+    return _LAYER.sub(lambda _: next(ranges), names[0])
+
+
+def _ranges(numbers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [str(low) if low == high else f"{low}-{high}" for low, high in runs]
+    return texts[0] if len(numbers) == 1 else "{" + ",".join(texts) + "}"
 
 
 def _manifest(directory: Path | None) -> dict[str, Any] | None:

@@ -68,16 +68,16 @@ def command(
         console.print_json(report.as_json())
     elif not quiet:
         moved = report.bytes_read + report.bytes_written
-        print(
+        console.say(
             f"{report.path}: {report.tensors} tensors, {console.size(report.bytes_written)} written, "
             f"{console.size(report.bytes_read)} read in {report.seconds:.1f} s "
             f"({console.size(moved / max(report.seconds, 1e-9))}/s, peak memory {console.size(report.peak_memory)})"
         )
         if report.resumed:
-            print(f"{report.resumed} tensors were taken over from an interrupted run")
+            console.say(f"{report.resumed} tensors were taken over from an interrupted run")
         for parent, names in report.unused.items():
             shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-            print(f"not used of {parent}: {len(names)} tensors ({shown})")
+            console.say(f"not used of {parent}: {len(names)} tensors ({shown})")
         for name, count in report.nonfinite.items():
-            print(f"warning: {name} holds {count} values that are not finite")
-        print(f"digest {report.digest}")
+            console.say(f"warning: {name} holds {count} values that are not finite")
+        console.say(f"digest {report.digest}")

@@ -26,9 +26,14 @@ def command(
             "name": method.name,
             "summary": method.summary,
             "paper": method.paper,
+            "base": method.base,
+            "min_models": method.min_models,
+            "max_models": method.max_models,
             "parameters": [
                 {
                     "name": p.key,
+                    "kind": p.kind,
+                    "choices": list(p.choices),
                     "per_model": p.per_model,
                     "required": p.required,
                     "default": None if p.required else p.default,
@@ -43,14 +48,24 @@ def command(
         if as_json:
             console.print_json(document(method) | {"documentation": text})
         else:
-            print(f"{method.name}\n\n{text}")
+            console.say(f"{method.name}\n\n{text}\n")
+            console.table(
+                ("parameter", "default", "kind", "may differ by"),
+                [
+                    (
+                        p.key,
+                        "required" if p.required else str(p.default),
+                        " or ".join(p.choices) or p.kind,
+                        "model and tensor" if p.per_model else "tensor" if p.kind == "coefficient" else "-",
+                    )
+                    for p in method.parameters
+                ],
+            )
         return
     found = all_methods()
     if as_json:
         console.print_json({"methods": [document(m) for m in found.values()], "broken": broken()})
         return
-    console.table(
-        ("method", "paper", "what it does"), [(m.name, m.paper or "-", m.summary) for m in found.values()]
-    )
+    console.table(("method", "base", "what it does"), [(m.name, m.base, m.summary) for m in found.values()])
     for entry, reason in broken().items():
-        print(f"warning: the method {entry!r} cannot be loaded: {reason}", file=sys.stderr)
+        print(console.clean(f"warning: {reason}"), file=sys.stderr)

@@ -25,7 +25,7 @@ def command(
     if as_json:
         console.print_json(found | {"verified": True})
         return
-    print(
+    console.say(
         f"{out}: verified, {found['tensors']} tensors ({console.size(found['bytes'])}) and {found['files']} files "
         f"are as sealed; digest {found['digest']}"
     )

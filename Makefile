@@ -1,0 +1,42 @@
+# Set-up, demo, tests and benchmarks of merganser. Needs git, make and Python 3.11 or newer; installs the rest in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## Make .venv and install merganser with everything the tests and the demo need
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("merganser needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Run make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (torch is about 200 MB; once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP) ## Fine-tune two siblings of a real encoder, merge them four ways, score them
+	@$(BIN)/python -m examples.demo
+
+test: $(STAMP) lint ## Lint, types, layering, and all tests
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, mypy and the import contract
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --quiet 2>/dev/null || $(BIN)/lint-imports
+
+bench: $(STAMP) ## Measure against cat + cp and against mergekit; writes docs/benchmarks.md (long)
+	@$(BIN)/python benchmarks/run.py
+
+clean: ## Remove .venv and caches inside the repository
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
