@@ -1,0 +1,68 @@
+"""Every Python and YAML snippet in the README and the pages runs as it is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from makers import ROOT, write_model
+
+import merganser as mg
+from merganser.recipe import build, load
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def snippets(language: str) -> list[pytest.ParameterSet]:
+    found = []
+    for page in PAGES:
+        for number, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)):
+            found.append(pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}"))
+    return found
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "math", "code", "a", "b", "adapter"):
+        write_small(tmp_path / name)
+    return tmp_path
+
+
+def write_small(path: Path) -> None:
+    random = np.random.default_rng(len(path.name))
+    names = ("mlp.up_proj", "self_attn.q_proj", "input_layernorm")
+    tensors = {
+        f"model.layers.0.{name}.weight": random.standard_normal((8, 8)).astype(np.float32) for name in names
+    }
+    embedding = random.standard_normal((9, 8)).astype(np.float32)
+    write_model(path, tensors | {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding + 1})
+
+
+@pytest.mark.parametrize("text", snippets("python"))
+def test_python_runs(text: str, models: Path) -> None:
+    exec(compile(text, "snippet", "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("text", snippets("yaml"))
+def test_recipes_load_and_build(text: str, models: Path) -> None:
+    recipe = load_recipe(text, models)
+    for model in recipe.models:
+        if not Path(model.path).exists():
+            write_small(models / model.path)
+    weights, fields = build(recipe)
+    mg.explain(weights, **fields)
+
+
+def load_recipe(text: str, place: Path):
+    path = place / "recipe.yaml"
+    path.write_text(text)
+    return load(path)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists() or target == "docs/benchmarks.md", f"{page.name}: {target}"
