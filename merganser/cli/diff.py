@@ -36,7 +36,7 @@ def command(
     summary = found["summary"]
     console.say(
         f"{summary['tensors']} tensors in both: {summary['equal']} equal, {summary['changed']} changed, "
-        f"{summary['different_shape']} of another shape; "
+        f"{summary['different_shape']} of another shape, {summary['different_dtype']} of another dtype; "
         f"{len(found['only_a'])} only in {a}, {len(found['only_b'])} only in {b}"
     )
     console.say(f"change: norm {summary['norm']:.6g}, relative {summary['relative']:.3%} of {a}")
@@ -95,6 +95,7 @@ def compare(a: Weights, b: Weights, progress: console.Progress | None = None) ->
             "equal": sum(t["equal"] for t in tensors),
             "changed": sum(not t["equal"] and t["shape_a"] == t["shape_b"] for t in tensors),
             "different_shape": sum(t["shape_a"] != t["shape_b"] for t in tensors),
+            "different_dtype": sum(t["dtype_a"] != t["dtype_b"] for t in tensors),
             "norm": norm,
             "relative": norm / base if base else 0.0,
         },
@@ -125,8 +126,7 @@ def _measures(x: Expression, y: Expression) -> list[Expression]:
 def _from_numbers(name: str, values: list[float], x: Expression, y: Expression) -> dict[str, Any]:
     change, before, after, product, unequal, flips, most = values
     norms = math.sqrt(before) * math.sqrt(after) if before >= 0 and after >= 0 else math.nan
-    stored = [_stored(e) for e in (x, y)]
-    notes = [] if stored[0].dtype == stored[1].dtype else [f"{stored[0].dtype} to {stored[1].dtype}"]
+    before_dtype, after_dtype = (_stored(e).dtype for e in (x, y))
     relative = None if before == 0 else math.sqrt(change / before) if change >= 0 else math.nan
     return _row(
         name,
@@ -138,7 +138,7 @@ def _from_numbers(name: str, values: list[float], x: Expression, y: Expression) 
         cosine=product / norms if norms else None,
         sign_flips=int(flips),
         max=most,
-        note=", ".join(notes),
+        note="" if before_dtype == after_dtype else f"{before_dtype} to {after_dtype}",
     )
 
 
@@ -154,7 +154,9 @@ def _other(name: str, x: Expression, y: Expression) -> dict[str, Any]:
         x,
         y,
         equal=equal,
-        note=f"{left.dtype}" + ("" if equal else f" to {right.dtype}, compared by bits"),
+        note=f"{left.dtype}, compared by bits"
+        if left.dtype == right.dtype
+        else f"{left.dtype} to {right.dtype}",
     )
 
 
@@ -163,7 +165,8 @@ def _row(
 ) -> dict[str, Any]:
     measures = dict.fromkeys(("norm", "relative", "cosine", "sign_flips", "max")) | numbers
     shapes = {"shape_a": list(x.shape), "shape_b": list(y.shape)}
-    return {"name": name, "equal": equal, **measures, **shapes, "note": note}
+    dtypes = {"dtype_a": _stored(x).dtype.name, "dtype_b": _stored(y).dtype.name}
+    return {"name": name, "equal": equal, **measures, **shapes, **dtypes, "note": note}
 
 
 def _comparable(x: Expression, y: Expression) -> bool:

@@ -54,7 +54,7 @@ def command(
     else:
         console.table(
             ("tensors", "count", "dtype", "shape"),
-            [(g["pattern"], g["count"], g["dtype"], g["shape"]) for g in found["groups"]],
+            [(g["covers"], g["count"], g["dtype"], g["shape"]) for g in found["groups"]],
         )
     console.say("\nfiles: " + ", ".join(f"{f['name']} ({console.size(f['bytes'])})" for f in found["files"]))
     if found["manifest"]:
@@ -87,8 +87,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtypes": dtypes,
         "config": {key: config[key] for key in _CONFIG_KEYS if key in config},
         "groups": [
-            {"pattern": _pattern(names), "count": len(names), "dtype": dtype, "shape": list(shape)}
-            for (_, dtype, shape), names in groups.items()
+            {
+                "pattern": pattern,
+                "covers": _covers(names),
+                "count": len(names),
+                "dtype": dtype,
+                "shape": list(shape),
+            }
+            for (pattern, dtype, shape), names in groups.items()
         ],
         "deltas": deltas,
         "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
@@ -97,7 +103,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _pattern(names: list[str]) -> str:
+def _covers(names: list[str]) -> str:
     """The names of a group as one, the numbers in them as ranges: `model.layers.{0-21}.mlp.up_proj.weight`."""
     numbers = zip(*([int(number) for number in _LAYER.findall(name)] for name in names), strict=True)
     ranges = iter([_ranges(sorted(set(found))) for found in numbers])

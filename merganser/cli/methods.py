@@ -67,5 +67,5 @@ def command(
         console.print_json({"methods": [document(m) for m in found.values()], "broken": broken()})
         return
     console.table(("method", "base", "what it does"), [(m.name, m.base, m.summary) for m in found.values()])
-    for entry, reason in broken().items():
+    for reason in broken().values():
         print(console.clean(f"warning: {reason}"), file=sys.stderr)

@@ -92,6 +92,7 @@ class Scheduler:
             raise
         if self.failure is not None:
             raise self.failure
+        self._report()
 
     def _report(self) -> None:
         if self.progress is not None:

@@ -74,15 +74,23 @@ class Workspace:
                 shutil.rmtree(self.model, ignore_errors=True)
                 journal.unlink(missing_ok=True)
                 self.model.mkdir()
-            self._journal = journal.open("a")
-            if found is None:
-                self._write_line({"fingerprint": fingerprint})
             for shard in shards:
                 self._open_shard(shard)
         by_name = {output.name: output for output in outputs}
         for name, record in (found or {}).items():
             if name in by_name and self._holds(by_name[name], record["digest"]):
                 self.finished[name] = record
+        with _naming(self.partial):
+            self._start_journal(journal, fingerprint)
+
+    def _start_journal(self, path: Path, fingerprint: str) -> None:
+        """A fresh journal of what was taken over: a line that a dying process left half-written must not stay."""
+        fresh = path.with_suffix(".new")
+        self._journal = fresh.open("w")
+        self._write_line({"fingerprint": fingerprint})
+        for name, record in self.finished.items():
+            self._write_line({"tensor": name, **record})
+        os.replace(fresh, path)
 
     def _take_lock(self) -> None:
         self._lock_file = (self.partial / "lock").open("w")
@@ -220,9 +228,9 @@ def _read_journal(path: Path, fingerprint: str) -> dict[str, dict[str, Any]] | N
             entry = json.loads(line)
         except ValueError:
             break  # the line that was being written when the process died
-        if number == 0 and entry.get("fingerprint") != fingerprint:
+        if not isinstance(entry, dict) or (number == 0 and entry.get("fingerprint") != fingerprint):
             return None
-        if "tensor" in entry:
+        if isinstance(entry.get("tensor"), str) and isinstance(entry.get("digest"), str):
             finished[entry.pop("tensor")] = entry
     return finished if lines else None
 

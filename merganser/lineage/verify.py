@@ -68,6 +68,8 @@ def _files(directory: Path, files: dict[str, Any]) -> list[str]:
             faults.append(f"the manifest names the file {name!r}, which is not inside")
         elif not (directory / name).is_file():
             faults.append(f"file {name!r} is missing")
+        elif not (directory / name).resolve().is_relative_to(directory.resolve()):
+            faults.append(f"file {name!r} is a link to something that is not inside")
         elif digest_file(directory / name) != digest:
             faults.append(f"file {name!r} has changed")
     return faults

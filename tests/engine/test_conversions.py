@@ -76,7 +76,9 @@ def boundaries(name: str, kind: type) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         middle = (steps[1:] / 2 + steps[:-1] / 2) if name == "BF16" else (steps[1:] + steps[:-1]) / 2
         exact = np.concatenate([steps, middle]).astype(kind)
-        around = np.concatenate([exact, np.nextafter(exact, kind(np.inf)), np.nextafter(exact, kind(-np.inf))])
+        around = np.concatenate(
+            [exact, np.nextafter(exact, kind(np.inf)), np.nextafter(exact, kind(-np.inf))]
+        )
     special = np.array([np.inf, np.nan, 0.0, np.finfo(kind).max, np.finfo(kind).smallest_subnormal], kind)
     around = np.concatenate([around, special])
     return np.concatenate([around, -around])

@@ -101,7 +101,9 @@ def test_no_multiplication_and_addition_are_fused(opened):
     assert np.array_equal(found, a * b + c)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (255,), (256,), (257,), (65_535,), (65_537,), (0,), (3, 0), (2, 3, 4)])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (255,), (256,), (257,), (65_535,), (65_537,), (0,), (3, 0), (2, 3, 4)]
+)
 def test_every_size_of_tensor(shape, opened):
     w = normal(*shape)
     w = np.asarray(w, np.float32).reshape(shape)

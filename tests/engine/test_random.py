@@ -64,7 +64,13 @@ def test_indices_are_independent(draw, lag):
 
 @pytest.mark.parametrize(
     "other",
-    [("1", "m", "a", "w"), ("0", "n", "a", "w"), ("0", "m", "b", "w"), ("0", "m", "a", "v"), ("0", "m", "aw", "")],
+    [
+        ("1", "m", "a", "w"),
+        ("0", "n", "a", "w"),
+        ("0", "m", "b", "w"),
+        ("0", "m", "a", "v"),
+        ("0", "m", "aw", ""),
+    ],
     ids=["seed", "method", "parent", "tensor", "split"],
 )
 def test_keys_are_independent(draw, other):

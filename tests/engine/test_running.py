@@ -52,7 +52,9 @@ def test_the_memory_limit_is_kept(large, tmp_path, threads):
 
 def test_too_little_memory_is_refused_with_the_need(large, tmp_path):
     model = mg.open(large / "base")
-    with pytest.raises(RequestError, match=r"--memory 20 MiB is too little: this plan needs \d+ MiB.*raise it to \d+ MiB"):
+    with pytest.raises(
+        RequestError, match=r"--memory 20 MiB is too little: this plan needs \d+ MiB.*raise it to \d+ MiB"
+    ):
         (model * 1.0).save(tmp_path / "out", memory=20 * 2**20)
     assert not list(tmp_path.iterdir())
 
@@ -99,7 +101,9 @@ def poisoned(opened, value, at=(2, 3), **dtype):
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "Inf"), (-np.inf, "Inf")])
 def test_a_value_that_is_not_finite_names_tensor_place_and_parent(opened, tmp_path, value, kind):
     base, tune = poisoned(opened, value)
-    with pytest.raises(NonFiniteError, match=rf"'w' would hold {kind} at \[2, 3\].*parent 'tune' is not finite"):
+    with pytest.raises(
+        NonFiniteError, match=rf"'w' would hold {kind} at \[2, 3\].*parent 'tune' is not finite"
+    ):
         (0.5 * base + 0.5 * tune).save(tmp_path / "out", sync=False)
     assert not (tmp_path / "out").exists()
 
@@ -113,7 +117,9 @@ def test_a_copied_tensor_is_checked_too(opened, tmp_path):
 
 def test_overflow_is_said_to_be_the_formulas(opened, tmp_path):
     model = opened("m", w=np.array([1.0, 60000.0], np.float16))
-    with pytest.raises(NonFiniteError, match=r"'w' would hold Inf at \[1\].*finite there, so the formula.*float16"):
+    with pytest.raises(
+        NonFiniteError, match=r"'w' would hold Inf at \[1\].*finite there, so the formula.*float16"
+    ):
         (model * 2.0).save(tmp_path / "out", degree=2.0, sync=False)
 
 
@@ -149,7 +155,12 @@ def parents(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda raw: raw[:-7] + b"\0" * 7, lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"\x90" * 500],
+    [
+        lambda raw: raw[:-7] + b"\0" * 7,
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"",
+        lambda raw: b"\x90" * 500,
+    ],
     ids=["edited", "cut", "empty", "other"],
 )
 def test_a_damaged_cache_file_is_compiled_again(parents, tmp_path, damage):
@@ -190,7 +201,10 @@ def test_a_kernel_of_another_user_is_not_run(parents, tmp_path):
 def test_a_plan_reads_no_tensor_bytes(opened, monkeypatch):
     from merganser.checkpoint.tensor import StoredTensor
 
-    base, tune = opened("base", w=normal(100), v=normal(10)), opened("tune", w=normal(100, seed=2), v=normal(10))
+    base, tune = (
+        opened("base", w=normal(100), v=normal(10)),
+        opened("tune", w=normal(100, seed=2), v=normal(10)),
+    )
 
     def refuse(*_):
         raise AssertionError("a tensor was read")
@@ -204,7 +218,9 @@ def test_a_plan_reads_no_tensor_bytes(opened, monkeypatch):
 
 def test_layers_of_one_kind_share_a_kernel(opened):
     names = [f"layers.{k}.w" for k in range(20)]
-    base, tune = (opened(n, {name: normal(8, seed=k) for name in names}) for k, n in enumerate(("base", "tune")))
+    base, tune = (
+        opened(n, {name: normal(8, seed=k) for name in names}) for k, n in enumerate(("base", "tune"))
+    )
     weights = {name: 0.1 * k for k, name in enumerate(names)}
     plan = mg.explain(base + (tune - base) * weights)
     assert plan["kernels"] == 1
@@ -220,7 +236,9 @@ def test_shards_hold_what_they_may(opened, tmp_path):
 
 
 def test_config_follows_the_dtype(tmp_path):
-    model = mg.open(write_model(tmp_path / "m", {"w": normal(9)}, {"model_type": "toy", "torch_dtype": "float32"}))
+    model = mg.open(
+        write_model(tmp_path / "m", {"w": normal(9)}, {"model_type": "toy", "torch_dtype": "float32"})
+    )
     model.save(tmp_path / "out", dtype="bfloat16", sync=False)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == "toy" and set(config.values()) == {"toy", "bfloat16"}

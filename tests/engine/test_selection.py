@@ -72,8 +72,12 @@ CASES = {
     "steps": lambda: np.repeat(np.arange(1, 32, dtype=np.float32), 10_000)[:SIZE],
     "large where nobody looks": in_unsampled_places,
     "small where nobody looks": small_in_unsampled_places,
-    "neighbours in the last bit": lambda: np.arange(0x3F800000, 0x3F800000 + SIZE, dtype=np.uint32).view(np.float32),
-    "all magnitudes": lambda: (np.arange(SIZE, dtype=np.uint32) * 7001 % 0x7F800000).astype(np.uint32).view(np.float32),
+    "neighbours in the last bit": lambda: np.arange(0x3F800000, 0x3F800000 + SIZE, dtype=np.uint32).view(
+        np.float32
+    ),
+    "all magnitudes": lambda: (
+        (np.arange(SIZE, dtype=np.uint32) * 7001 % 0x7F800000).astype(np.uint32).view(np.float32)
+    ),
     "subnormal": lambda: np.arange(SIZE, dtype=np.uint32)[::-1].copy().view(np.float32),
     "not finite here and there": with_specials,
     "all NaN": lambda: np.full(SIZE, np.nan, np.float32),
@@ -117,7 +121,9 @@ def test_little_memory_means_fewer_bins_and_the_same_value(opened):
     needed = 24 * 2**20 + 15 * 2**20
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * 4096
-    assert mg.evaluate(target, model.checkpoints, threads=1, memory=resident + needed)["w"] == [exact(array, 1000)]
+    assert mg.evaluate(target, model.checkpoints, threads=1, memory=resident + needed)["w"] == [
+        exact(array, 1000)
+    ]
 
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.99])

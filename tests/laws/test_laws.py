@@ -195,6 +195,17 @@ def test_a_zero_amount_of_change_is_the_base(tensors):
     assert np.array_equal(computed(lambda b, m: b + 0.0 * (m - b), *tensors), tensors[0])
 
 
+@FEW
+@given(several())
+def test_density_zero_keeps_nothing(tensors):
+    for word in (
+        lambda b, m: mg.trim(m - b, 0.0),
+        lambda b, m: mg.trim_band(m - b, 0.0, 0.1),
+        lambda b, m: mg.random_drop(m - b, 0.0, seed=3),
+    ):
+        assert not computed(word, *tensors).any()
+
+
 # produced once, used or listed
 
 
