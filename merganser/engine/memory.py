@@ -107,7 +107,7 @@ def resident_bytes() -> int:
 def peak_bytes() -> int:
     """The most this process has held. (Linux's ru_maxrss would count what its parent held before the exec.)"""
     try:
-        with open("/proc/self/status") as file:  # noqa: PTH123
+        with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         import resource

@@ -28,7 +28,8 @@ class Selection:
         self._whole_range()
 
     def _whole_range(self) -> None:
-        self.low = 0
+        # Zeros are never counted: most of a sparse task vector is zero, and what no bin holds must be zero.
+        self.low = 1
         self.shift = (63 if self.wide else 31) - 16
         self.width = 1 << 16
 
@@ -57,8 +58,8 @@ class Selection:
         places = sorted({count - 1 - top, count - 1 - bottom})
         found = np.partition(bits, places)
         low, high = int(found[count - 1 - bottom]), int(found[count - 1 - top])
-        if bottom == count - 1:
-            low = 0
+        low = 1 if bottom == count - 1 else max(low, 1)
+        high = max(high, 1)
         if top == 0:
             high = (1 << (63 if self.wide else 31)) - 1
         self.low, self.shift = low, 0
@@ -72,6 +73,9 @@ class Selection:
             return
         self.passes += 1
         inside = int(counts.sum(dtype=np.int64))
+        if self.low == 1 and self.rank > above + inside:
+            self._settle(0)
+            return
         if not above < self.rank <= above + inside:
             self._whole_range()
             return
