@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## Fine-tune two siblings of a real encoder, merge them four ways, score them
-	@$(BIN)/python -m examples.demo
+	@PYTHONPATH=examples $(BIN)/python -m demo
 
 test: $(STAMP) lint ## Lint, types, layering, and all tests
 	@$(BIN)/python -m pytest

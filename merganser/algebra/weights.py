@@ -81,7 +81,7 @@ class Weights(Mapping[str, Expression]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The expression of that name, or `default`."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401
 
     __hash__ = object.__hash__
 

@@ -58,7 +58,7 @@ class StoredFile:
                 raise CheckpointError(f"{self.path}: reading failed: {error.strerror}") from error
             if got == 0:
                 raise CheckpointError(
-                    f"{self.path}: ended at byte {offset + done} while {len(buffer) - done} more were due; "
+                    f"{self.path}: ends before byte {offset + done} while {len(buffer) - done} more were due; "
                     "the file was cut while it was read"
                 )
             done += got

@@ -263,5 +263,5 @@ def test_a_wrong_degree_can_be_meant(tmp_path):
 
 def test_an_unknown_option_is_an_error_with_the_nearest_name(tmp_path):
     model = mg.open(write_model(tmp_path / "a", {"w": normal(5)}))
-    with pytest.raises(RequestError, match="'overwrit'.*did you mean 'overwrite'"):
+    with pytest.raises(RequestError, match=r"'overwrit'.*did you mean 'overwrite'"):
         model.save(tmp_path / "out", overwrit=True)

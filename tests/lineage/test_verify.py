@@ -199,7 +199,7 @@ def test_a_manifest_cannot_make_verify_read_elsewhere(sealed, name, monkeypatch)
     monkeypatch.setitem(
         module.__globals__, "digest_file", lambda path: (read.append(os.path.realpath(path)), real(path))[1]
     )
-    with pytest.raises(VerificationError, match="does not match|not inside|missing"):
+    with pytest.raises(VerificationError, match=r"does not match|not inside|missing"):
         mg.verify(sealed)
     assert all(path.startswith(os.path.realpath(sealed) + os.sep) for path in read), read
 

@@ -1,0 +1,307 @@
+"""docs/benchmarks.md from the raw numbers: what was measured beside the goals, each met or missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cases import CASES, LEAST_STARTUP_RATIO, MEMORY_LIMIT, MEMORY_SLACK, MOST_PEAK, Case
+from measure import median
+
+Record = dict[str, Any]
+
+
+def render(results: Record, notes: str = "") -> str:
+    """The whole page; `notes` are a person's own words about it."""
+    parts = [
+        "# Benchmarks",
+        "<!-- Written by benchmarks/run.py from results.json beside it; own words go into notes.md there. -->",
+        _summary(results),
+        _setting(results),
+        _speed(results),
+        _memory(results),
+        _kernels(results),
+        _durable(results),
+        _startup(results),
+        _agreement(results),
+        _recipes(results),
+    ]
+    if notes.strip():
+        parts.insert(3, "## Notes\n\n" + notes.strip())
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+class Goals:
+    """Collects what was set out and whether it was reached."""
+
+    def __init__(self) -> None:
+        self.met: list[str] = []
+        self.missed: list[str] = []
+        self.unmeasured: list[str] = []
+
+    def check(
+        self, what: str, measured: float | None, goal: float, *, most: bool, failed: bool = False
+    ) -> str:
+        """Say met or missed, or nothing where it was not measured; a merge that failed has missed its goals."""
+        if measured is None and not failed:
+            self.unmeasured.append(what)
+            return "-"
+        good = measured is not None and (measured <= goal if most else measured >= goal)
+        (self.met if good else self.missed).append(what)
+        return "met" if good else "**missed**"
+
+
+def _summary(results: Record) -> str:
+    goals = Goals()
+    for render_part in (_speed, _memory, _startup):
+        render_part(results, goals)
+    total = len(goals.met) + len(goals.missed)
+    text = f"{len(goals.met)} of {total} goals met."
+    if goals.missed:
+        text += " Missed: " + "; ".join(goals.missed) + "."
+    if goals.unmeasured:
+        text += f" {len(goals.unmeasured)} more were not measured in this run."
+    if results["params"] != "1.1B":
+        text += f" The goals are for models of 1.1B parameters; this run is of {results['params']}."
+    return text
+
+
+def _setting(results: Record) -> str:
+    points = [
+        _machine(results),
+        _versions(results["versions"]),
+        _models(results),
+        f"""Every number is a whole process, from start to exit, with the inputs in the page cache: the median
+        of {_times(results["repeats"])} (least to most in brackets), the tools taking turns inside each
+        repeat. Written pages are flushed between runs and outputs deleted, both outside the time.""",
+        """*Floor*: `cat` of the files that the method reads to /dev/null, then `cp` of one file as large as
+        the output.""",
+        f"""merganser runs `merganser merge RECIPE OUT --memory {MEMORY_LIMIT} --quiet --no-sync` (no fsync:
+        neither cp nor mergekit does one); mergekit runs `mergekit-yaml RECIPE OUT` with its default options
+        and the same recipe.""",
+        f"Again: `{results['command']}`.",
+    ]
+    fewer = {
+        name: count for name, count in results["mergekit_repeats"].items() if count != results["repeats"]
+    }
+    if fewer:
+        listed = ", ".join(f"{name} {_times(count)}" for name, count in fewer.items())
+        points.append(f"mergekit ran fewer times where it is slow: {listed}.")
+    return "## Setting\n\n" + "\n".join(f"- {_flat(point)}" for point in points)
+
+
+def _machine(results: Record) -> str:
+    machine = results["machine"]
+    return f"""Measured on {results["date"]}: {machine["processor"]}, {machine["cores"]} cores,
+        {machine["memory_bytes"] / 2**30:.0f} GiB memory, {machine["filesystem"]}, {machine["system"]}
+        {machine["architecture"]}; load {machine["load_before"]} before the run."""
+
+
+def _versions(versions: Record) -> str:
+    words = []
+    for tool, found in versions.items():
+        others = ", ".join(f"{name} {version}" for name, version in found.items() if name != tool)
+        words.append(f"{tool} {found[tool]} ({others})" if found else f"{tool} was not measured")
+    return "; ".join(words) + "."
+
+
+def _models(results: Record) -> str:
+    layout = results["layout"]
+    return f"""Models: a generated Llama layout of {_size(results)} (hidden
+        {layout["hidden"]}, intermediate {layout["intermediate"]}, {layout["layers"]} layers,
+        {layout["heads"]} heads, {layout["kv_heads"]} key-value heads, vocabulary {layout["vocabulary"]},
+        untied), bfloat16: a base and three fine-tunes, which are the base plus small noise on all, half and
+        a tenth of the elements."""
+
+
+def _speed(results: Record, goals: Goals | None = None) -> str:
+    goals = goals or Goals()
+    rows = []
+    for case, record in _cases(results):
+        floor, ours, theirs = (_seconds(record, name) for name in ("floor", "merganser", "mergekit"))
+        floors, ratio = _ratio(ours, floor), _ratio(theirs, ours)
+        most, least, broken = case.most_floors, case.least_ratio, _failed(record, "merganser")
+        fast = goals.check(f"{case.method} at most {most:g} floors", floors, most, most=True, failed=broken)
+        ahead = goals.check(
+            f"{case.method} {least:g} times mergekit", ratio, least, most=False, failed=broken
+        )
+        spreads = [_spread(record, name) for name in ("floor", "merganser", "mergekit")]
+        rows.append([case.method, spreads[0], spreads[1], _number(floors), f"{most:g}", fast])
+        rows[-1] += [spreads[2], _number(ratio, 1), f"{least:g}", ahead]
+    names = ["method", "floor s", "merganser s", "floors", "at most", ""]
+    names += ["mergekit s", "mergekit / merganser", "at least", ""]
+    return "## Time\n\n" + _table(names, rows)
+
+
+def _memory(results: Record, goals: Goals | None = None) -> str:
+    goals = goals or Goals()
+    limit = f"at most {MOST_PEAK / 1e6:.0f} MB"
+    rows = []
+    for case, record in _cases(results):
+        broken = _failed(record, "merganser")
+        warm = [] if broken else _good(record, "merganser") + _good(record, "merganser_sync")
+        warm_peak, peak = _peak(warm), _peak([*warm, *_good(record, "merganser_cold")] if warm else [])
+        larger = [record["twice"]] if "twice" in record else []
+        twice = _peak(_without_failures(larger))
+        small = goals.check(f"{case.method} {limit}", peak, MOST_PEAK, most=True, failed=broken)
+        what, growth = f"{case.method} no more memory at twice the size", _ratio(twice, warm_peak)
+        flat = goals.check(what, growth, MEMORY_SLACK, most=True, failed=bool(larger) and twice is None)
+        twice_text = "failed" if larger and twice is None else _megabytes(twice)
+        theirs = _megabytes(_peak(_good(record, "mergekit")))
+        rows.append([case.method, _megabytes(peak), small, twice_text, flat, theirs])
+    at_twice = f"at {_size(results['twice'])}" if "twice" in results else "at twice the size"
+    words = f"""Peak resident memory of the process in MB of 10^6 bytes, the most of all its runs (cold kernels
+        included), with `--memory {MEMORY_LIMIT}`. Pages of memory-mapped inputs count as resident: mergekit
+        maps its inputs, merganser does not. *No larger* is against the runs with warm kernels and allows
+        {MEMORY_SLACK - 1:.0%}, since the kernel counts in batches."""
+    names = ["method", "merganser MB", limit, at_twice, "no larger", "mergekit MB"]
+    return f"## Memory\n\n{_flat(words)}\n\n" + _table(names, rows)
+
+
+def _kernels(results: Record) -> str:
+    rows = []
+    for case, record in _cases(results):
+        warm, cold = _seconds(record, "merganser"), _seconds(record, "merganser_cold")
+        more = None if warm is None or cold is None else cold - warm
+        rows.append(
+            [
+                case.method,
+                _spread(record, "merganser"),
+                _spread(record, "merganser_cold"),
+                _number(more),
+                _number(_ratio(cold, _seconds(record, "floor"))),
+            ]
+        )
+    words = "The first merge with a method compiles its kernels and keeps them; later ones load them."
+    names = ["method", "warm s", "cold s", "compiling s", "cold, floors"]
+    return f"## Cold kernel cache\n\n{_flat(words)}\n\n" + _table(names, rows)
+
+
+def _durable(results: Record) -> str:
+    rows = []
+    for case, record in _cases(results):
+        floor, ours = _seconds(record, "floor_sync"), _seconds(record, "merganser_sync")
+        rows.append(
+            [
+                case.method,
+                _spread(record, "floor_sync"),
+                _spread(record, "merganser_sync"),
+                _number(_ratio(ours, floor)),
+            ]
+        )
+    words = """By default merganser flushes its output to the disk before it gives it its final name. Beside it the
+        floor with the same promise: `cat`, `cp` and an fsync of the file and its directory (`sync FILE
+        DIRECTORY`)."""
+    return f"## On the disk for certain\n\n{_flat(words)}\n\n" + _table(
+        ["method", "floor s", "merganser s", "floors"], rows
+    )
+
+
+def _startup(results: Record, goals: Goals | None = None) -> str:
+    goals = goals or Goals()
+    samples = results["startup"]
+    ours, theirs = median(samples["merganser"]), median(samples.get("mergekit", []))
+    ratio = _ratio(theirs, ours)
+    verdict = goals.check(f"--help {LEAST_STARTUP_RATIO} x mergekit", ratio, LEAST_STARTUP_RATIO, most=False)
+    row = [
+        _range(samples["merganser"]),
+        _range(samples.get("mergekit", [])),
+        _number(ratio, 1),
+        str(LEAST_STARTUP_RATIO),
+        verdict,
+    ]
+    count = len(samples["merganser"])
+    names = ["`merganser --help` s", "`mergekit-yaml --help` s", "ratio", "at least", ""]
+    return f"## Start\n\nMedian of {_times(count)} each.\n\n" + _table(names, [row])
+
+
+def _agreement(results: Record) -> str:
+    rows = [
+        [case.method, f"{found['same']:.2%}", f"{found['within_one_step']:.2%}"]
+        for case, record in _cases(results)
+        if (found := record.get("agreement"))
+    ]
+    if not rows:
+        return ""
+    words = """Elements of the two tools' outputs that have the same bits, and that are at most one bfloat16 step
+        apart. mergekit's task-vector methods round to bfloat16 after every step, merganser once at the end;
+        the DARE methods draw other random numbers in each tool."""
+    return f"## The same work\n\n{_flat(words)}\n\n" + _table(["method", "same", "within one step"], rows)
+
+
+def _recipes(results: Record) -> str:
+    texts = [f"```yaml\n{record['recipe'].strip()}\n```" for _, record in _cases(results)]
+    return "## Recipes\n\n" + "\n\n".join(texts)
+
+
+def _cases(results: Record) -> Iterable[tuple[Case, Record]]:
+    return ((CASES[name], record) for name, record in results["cases"].items())
+
+
+def _without_failures(samples: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The samples; none when one of the runs failed."""
+    return [] if any(sample["status"] for sample in samples) else list(samples)
+
+
+def _good(record: Record, name: str) -> list[dict[str, float]]:
+    return _without_failures(record["samples"].get(name, []))
+
+
+def _failed(record: Record, name: str) -> bool:
+    return name in record["failed"] or any(sample["status"] for sample in record["samples"].get(name, []))
+
+
+def _seconds(record: Record, name: str) -> float | None:
+    return median(_good(record, name))
+
+
+def _spread(record: Record, name: str) -> str:
+    return "failed" if _failed(record, name) else _range(_good(record, name))
+
+
+def _range(samples: Sequence[dict[str, float]]) -> str:
+    middle = median(samples)
+    if middle is None:
+        return "-"
+    seconds = [sample["seconds"] for sample in samples]
+    spread = f" ({_digits(min(seconds))}-{_digits(max(seconds))})" if len(seconds) > 1 else " (one run)"
+    return _digits(middle) + spread
+
+
+def _peak(samples: Iterable[dict[str, float]]) -> float | None:
+    return max((sample["peak_bytes"] for sample in samples), default=None)
+
+
+def _size(models: Record) -> str:
+    """How many parameters, in words."""
+    return f"{models['parameters'] / 1e6:.{0 if models['parameters'] > 1e7 else 2}f}M parameters"
+
+
+def _ratio(over: float | None, under: float | None) -> float | None:
+    return over / under if over is not None and under else None
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _megabytes(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.0f}"
+
+
+def _times(count: int) -> str:
+    return "one run" if count == 1 else f"{count} runs"
+
+
+def _flat(text: str) -> str:
+    """A text in one line."""
+    return " ".join(text.split())
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(names) + " |", "|---" + "|--:" * (len(names) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -1,0 +1,194 @@
+"""Measure merganser beside mergekit and the machine's own floor, and write docs/benchmarks.md.
+
+python benchmarks/run.py [--params 1.1B] [--repeats 3] [--only linear,ties] [--skip-mergekit] ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import page
+import tools
+from bench import Bench, say
+from cases import CASES
+from dataset import BenchmarkError, Dataset, prepare, warm
+from layouts import LAYOUTS
+
+PAGE = tools.REPOSITORY / "docs" / "benchmarks.md"
+RESULTS = tools.REPOSITORY / "benchmarks" / "results.json"
+NOTES = tools.REPOSITORY / "benchmarks" / "notes.md"
+
+
+def default_work() -> Path:
+    """Where models, kernels and mergekit's environment are kept unless `--work` says otherwise."""
+    cache = os.environ.get("MERGANSER_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / ("" if os.environ.get("MERGANSER_CACHE") else "merganser") / "benchmarks"
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--params", choices=LAYOUTS, default="1.1B", help="size of the generated models (%(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="runs of each, medians count (%(default)s)"
+    )
+    parser.add_argument(
+        "--mergekit-repeats",
+        default="",
+        metavar="N[,METHOD=N...]",
+        help="fewer runs of mergekit, for all or for its slow methods, as in 3,ties=1,breadcrumbs=1",
+    )
+    parser.add_argument(
+        "--only", default="", metavar="METHOD,...", help="these methods only, of " + ", ".join(CASES)
+    )
+    parser.add_argument(
+        "--work", type=Path, default=default_work(), metavar="DIR", help="where models are kept"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=PAGE, metavar="FILE", help="the page (docs/benchmarks.md)"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="raw numbers (results.json, or beside the page)"
+    )
+    parser.add_argument("--skip-mergekit", action="store_true", help="measure merganser and the floor only")
+    parser.add_argument(
+        "--skip-twice", action="store_true", help="no memory check with models twice as large"
+    )
+    parser.add_argument(
+        "--mergekit-python", type=Path, metavar="PYTHON", help="an environment that has mergekit 0.1.5"
+    )
+    parser.add_argument("--generate-only", action="store_true", help="only make the models")
+    parser.add_argument(
+        "--render", action="store_true", help="only write the page again from the raw numbers"
+    )
+    chosen = parser.parse_args(words)
+    chosen.work = chosen.work.absolute()
+    if chosen.results is None:
+        chosen.results = RESULTS if chosen.output == PAGE else chosen.output.with_suffix(".json")
+    chosen.methods = [name.strip() for name in chosen.only.split(",") if name.strip()] or list(CASES)
+    unknown = [name for name in chosen.methods if name not in CASES]
+    if unknown:
+        parser.error(f"--only knows {', '.join(CASES)}, not {', '.join(unknown)}")
+    if chosen.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    try:
+        chosen.mergekit_repeats = mergekit_repeats(chosen.mergekit_repeats, chosen.repeats)
+    except ValueError as error:
+        parser.error(f"--mergekit-repeats: {error}")
+    return chosen
+
+
+def mergekit_repeats(text: str, repeats: int) -> dict[str, int]:
+    """How often mergekit runs each method, at most `repeats`; raises `ValueError` for what cannot be read."""
+    counts = dict.fromkeys(CASES, repeats)
+    for part in filter(None, text.split(",")):
+        method, equals, number = part.rpartition("=")
+        count = int(number)
+        if count < 1 or (equals and method not in CASES):
+            raise ValueError(f"{part!r} is not a number of runs or METHOD=number")
+        for name in [method] if equals else list(CASES):
+            counts[name] = min(count, repeats)
+    return counts
+
+
+def command_line(chosen: argparse.Namespace) -> str:
+    """The command to measure this again, without the places that differ from machine to machine."""
+    words = ["python benchmarks/run.py", f"--params {chosen.params}", f"--repeats {chosen.repeats}"]
+    if chosen.only:
+        words.append(f"--only {','.join(chosen.methods)}")
+    fewer = [f"{name}={count}" for name, count in chosen.mergekit_repeats.items() if count != chosen.repeats]
+    if fewer and not chosen.skip_mergekit:
+        words.append(f"--mergekit-repeats {','.join(fewer)}")
+    words += [
+        f"--{name}" for name in ("skip-mergekit", "skip-twice") if getattr(chosen, name.replace("-", "_"))
+    ]
+    return " ".join(words)
+
+
+def dataset(params: str, work: Path, *, twice: bool = False) -> Dataset:
+    """The models of a size, generated where they are missing."""
+    layout = LAYOUTS[params].twice() if twice else LAYOUTS[params]
+    say(f"models of {layout.parameters():,} parameters ...")
+    return prepare(layout, work)
+
+
+def measure(chosen: argparse.Namespace) -> list[str]:
+    """Run everything, keep the raw numbers and the page up to date after each method; what failed."""
+    models = dataset(chosen.params, chosen.work)
+    kit = None if chosen.skip_mergekit else tools.mergekit(chosen.mergekit_python, chosen.work)
+    results: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "command": command_line(chosen),
+        "params": chosen.params,
+        "parameters": models.layout.parameters(),
+        "layout": models.layout.as_json(),
+        "repeats": chosen.repeats,
+        "mergekit_repeats": {name: chosen.mergekit_repeats[name] for name in chosen.methods} if kit else {},
+        "machine": machine.describe(chosen.work),
+        "versions": {"merganser": machine.merganser_versions(), "mergekit": kit.versions() if kit else {}},
+    }
+    say("reading the models once ...")
+    warm(models)
+    bench = Bench(chosen.work, results["machine"]["filesystem"], kit)
+    results["startup"] = bench.startup()
+    results["cases"] = {}
+    for method in chosen.methods:
+        results["cases"][method] = bench.case(
+            CASES[method], models, chosen.repeats, chosen.mergekit_repeats[method]
+        )
+        write(results, chosen)
+    if not chosen.skip_twice:
+        larger = dataset(chosen.params, chosen.work, twice=True)
+        results["twice"] = {"parameters": larger.layout.parameters(), "layout": larger.layout.as_json()}
+        for method in chosen.methods:
+            results["cases"][method]["twice"] = bench.twice(CASES[method], larger)
+            write(results, chosen)
+    bench.clear(bench.scratch)
+    return bench.failures
+
+
+def write(results: dict[str, Any], chosen: argparse.Namespace) -> None:
+    """The raw numbers and the page."""
+    for path in (chosen.output, chosen.results):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    chosen.results.write_text(json.dumps(results, indent=1) + "\n")
+    notes = NOTES.read_text() if chosen.output == PAGE and NOTES.exists() else ""
+    chosen.output.write_text(page.render(results, notes))
+
+
+def main() -> int:
+    """0 done, 1 something failed to run or the benchmark could not."""
+    chosen = arguments()
+    try:
+        if chosen.render:
+            write(json.loads(chosen.results.read_text()), chosen)
+            return 0
+        if chosen.generate_only:
+            dataset(chosen.params, chosen.work)
+            if not chosen.skip_twice:
+                dataset(chosen.params, chosen.work, twice=True)
+            return 0
+        failures = measure(chosen)
+    except BenchmarkError as error:
+        say(f"error: {error}")
+        return 1
+    say(f"wrote {chosen.output}")
+    for failure in failures:
+        say(f"failed: {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Fine-tuning the two siblings, on the spot, through a frozen head.
+
+The same start, the same recipe and a fixed seed each time. The word embeddings stay as they are (half of the
+parameters, little of the gain), everything else is trained. A finished sibling is kept in the cache under a name that
+covers all it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from demo.fetch import appear, digest, intact
+from demo.score import Head, Tick, Tokens, by_length, encode, load
+from demo.tasks import Task
+
+SETTINGS = {"epochs": 2, "batch": 16, "learning_rate": 5e-5, "warmup": 0.1, "weight_decay": 0.01, "seed": 1}
+WEIGHTS = "model.safetensors"
+
+
+def key(base: Path, data: str) -> str:
+    """A name for the sibling of `base` trained on the data with this digest."""
+    what = {"base": digest(base / WEIGHTS), "data": data, "torch": torch.__version__, **SETTINGS}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def steps(tokens: Tokens) -> int:
+    """How many rows training goes through."""
+    return int(SETTINGS["epochs"]) * len(tokens)
+
+
+def sibling(base: Path, task: Task, tokens: Tokens, head: Head, cache: Path, tick: Tick) -> Path:
+    """The folder of the sibling, trained on the task's tokens now unless the cache holds it intact."""
+    final = cache / f"{task.name}-{key(base, task.digest)}"
+    if intact(final):
+        tick(steps(tokens))
+        return final
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as temporary:
+        here = Path(temporary) / "model"
+        shutil.copytree(base, here, ignore=shutil.ignore_patterns(WEIGHTS))
+        tensors = load_file(base / WEIGHTS)
+        trained = fine_tune(base, tokens, head, tick)
+        unknown = trained.keys() - tensors.keys()
+        assert not unknown, f"the encoder has tensors that its file lacks: {sorted(unknown)}"
+        save_file({**tensors, **trained}, here / WEIGHTS, metadata={"format": "pt"})
+        appear(here, final)
+    return final
+
+
+def fine_tune(base: Path, tokens: Tokens, head: Head, tick: Tick) -> dict[str, torch.Tensor]:
+    """The tensors of `base` after training on the rows; the head is not touched."""
+    torch.manual_seed(int(SETTINGS["seed"]))
+    model = load(base).train()
+    model.embeddings.word_embeddings.weight.requires_grad_(False)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=SETTINGS["learning_rate"], weight_decay=SETTINGS["weight_decay"], fused=True
+    )
+    batch, epochs = int(SETTINGS["batch"]), int(SETTINGS["epochs"])
+    total = epochs * -(-len(tokens) // batch)
+    warm = max(1, int(SETTINGS["warmup"] * total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (total - step) / max(1, total - warm))
+    )
+    for _ in range(epochs):
+        batches = list(by_length(tokens.ids, batch))
+        for number in torch.randperm(len(batches)).tolist():
+            rows = batches[number]
+            scores = head(encode(model, [tokens.ids[i] for i in rows]))
+            wanted = tokens.labels[rows].float()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            tick(len(rows))
+    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
