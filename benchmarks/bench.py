@@ -38,8 +38,7 @@ class Bench:
         self.clear(self.scratch)
         self.scratch.mkdir(parents=True)
         self.log = self.scratch / "log.txt"
-        self.warm_kernels = self.work / "kernels"
-        self.clear(self.warm_kernels)
+        self.warm_kernels = self.scratch / "kernels"
 
     @staticmethod
     def clear(*directories: Path) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +110,29 @@ def command_line(chosen: argparse.Namespace) -> str:
     words = ["python benchmarks/run.py", f"--params {chosen.params}", f"--repeats {chosen.repeats}"]
     if chosen.only:
         words.append(f"--only {','.join(chosen.methods)}")
-    fewer = [f"{name}={count}" for name, count in chosen.mergekit_repeats.items() if count != chosen.repeats]
+    counts = {name: chosen.mergekit_repeats[name] for name in chosen.methods}
+    fewer = [f"{name}={count}" for name, count in counts.items() if count != chosen.repeats]
     if fewer and not chosen.skip_mergekit:
-        words.append(f"--mergekit-repeats {','.join(fewer)}")
+        same = len(fewer) == len(counts) and len(set(counts.values())) == 1
+        words.append(f"--mergekit-repeats {counts[chosen.methods[0]] if same else ','.join(fewer)}")
     words += [
         f"--{name}" for name in ("skip-mergekit", "skip-twice") if getattr(chosen, name.replace("-", "_"))
     ]
     return " ".join(words)
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Hold the place to work in; raises `BenchmarkError` while another run does, which it would spoil."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchmarkError(
+                f"another benchmark is running in {work}; wait or choose another --work"
+            ) from None
+        yield
 
 
 def dataset(params: str, work: Path, *, twice: bool = False) -> Dataset:
@@ -180,7 +198,8 @@ def main() -> int:
             if not chosen.skip_twice:
                 dataset(chosen.params, chosen.work, twice=True)
             return 0
-        failures = measure(chosen)
+        with alone(chosen.work):
+            failures = measure(chosen)
     except BenchmarkError as error:
         say(f"error: {error}")
         return 1

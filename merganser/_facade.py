@@ -72,7 +72,7 @@ def evaluate(
     checkpoints: Sequence[Checkpoint],
     *,
     threads: int = 0,
-    memory: int = 2**30,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[float]]:
     """Scalar expressions (norms, dot products, counts) by name, streamed over the parents."""

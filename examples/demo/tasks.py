@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAIN, VALIDATION, TEST = 2000, 400, 1200
+TRAIN, VALIDATION, TEST = 1500, 300, 1000
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Fine-tuning the two siblings, on the spot, through a frozen head.
 
-The same start, the same recipe and a fixed seed each time. The word embeddings stay as they are (half of the
-parameters, little of the gain), everything else is trained. A finished sibling is kept in the cache under a name that
+The same start, the same settings and a fixed seed each time. Only the upper half of the layers is trained: on two
+cores that is a third quicker, and at this scale costs little. A finished sibling is kept in the cache under a name that
 covers all it depends on.
 """
 
@@ -20,7 +20,15 @@ from demo.fetch import appear, digest, intact
 from demo.score import Head, Tick, Tokens, by_length, encode, load
 from demo.tasks import Task
 
-SETTINGS = {"epochs": 2, "batch": 16, "learning_rate": 5e-5, "warmup": 0.1, "weight_decay": 0.01, "seed": 1}
+SETTINGS = {
+    "layers": 3,
+    "epochs": 2,
+    "batch": 16,
+    "learning_rate": 1e-4,
+    "warmup": 0.1,
+    "weight_decay": 0.01,
+    "seed": 1,
+}
 WEIGHTS = "model.safetensors"
 
 
@@ -58,7 +66,8 @@ def fine_tune(base: Path, tokens: Tokens, head: Head, tick: Tick) -> dict[str, t
     """The tensors of `base` after training on the rows; the head is not touched."""
     torch.manual_seed(int(SETTINGS["seed"]))
     model = load(base).train()
-    model.embeddings.word_embeddings.weight.requires_grad_(False)
+    model.requires_grad_(False)
+    model.encoder.layer[-int(SETTINGS["layers"]) :].requires_grad_(True)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=SETTINGS["learning_rate"], weight_decay=SETTINGS["weight_decay"], fused=True

@@ -258,10 +258,13 @@ def combine_all(
         _need_names(first, part)
     entries = {}
     for name, entry in first._entries.items():
-        expressions = [_checked(name, first, part) for part in parts]
         if entry.carried:
+            for part in parts:
+                if (other := part.find(name)) is not None:
+                    _same_kind(name, first, part, entry, other)
             entries[name] = entry
         else:
+            expressions = [_checked(name, first, part) for part in parts]
             entries[name] = Entry(function(*expressions), entry.degree if degree is None else degree)
     checkpoints = _joined(*(part.checkpoints for part in parts))
     return first._with(entries, checkpoints=checkpoints)
@@ -281,7 +284,12 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
     for name in dict.fromkeys([*named, *other]) if _is_vector(named) and sparse else named:
         x, y = a.find(name), b.find(name)
         if x is None or y is None:
-            entries[name] = x or _negated(operation, y)
+            present = x or _negated(operation, y)
+            if present.carried:
+                present = replace(
+                    present, degree=_degree(operation, x.degree if x else 0.0, y.degree if y else 0.0)
+                )
+            entries[name] = present
             continue
         degree = _degree(operation, x.degree, y.degree)
         if x.carried or y.carried:
@@ -345,7 +353,10 @@ def _degree(operation: str, x: float, y: float) -> float:
 
 
 def _need_names(named: Weights, other: Weights) -> None:
-    missing = [name for name in named if other.find(name) is None]
+    # A buffer of integers is carried, so it may be missing: newer libraries no longer store position ids, for one.
+    missing = [
+        name for name, entry in named._entries.items() if not entry.carried and other.find(name) is None
+    ]
     if not missing:
         return
     hint = did_you_mean(missing[0], other._entries)

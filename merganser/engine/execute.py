@@ -124,7 +124,9 @@ def run_plan(plan: Plan, share: Budget, options: SaveOptions, space: Workspace) 
         space.finish("", {"digest": "", "parents": early})
 
 
-def compute(weights: Weights, name: str, *, threads: int = 0, memory: int = 2**30) -> np.ndarray[Any, Any]:
+def compute(
+    weights: Weights, name: str, *, threads: int = 0, memory: int | None = None
+) -> np.ndarray[Any, Any]:
     """One tensor in memory: f32, or f64 where a parent is F64; integer and bool tensors as stored."""
     expression = weights[name]
     if isinstance(expression, Leaf) and expression.carried:
@@ -154,7 +156,7 @@ def evaluate(
     checkpoints: Sequence[Checkpoint],
     *,
     threads: int = 0,
-    memory: int = 2**30,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[float]]:
     """Scalar expressions (norms, dot products, counts) by name, streamed."""
@@ -232,7 +234,7 @@ def _numbers(
     plan: Plan,
     targets: Mapping[str, Sequence[Expression]],
     threads: int,
-    memory: int,
+    memory: int | None,
     progress: Progress | None,
 ) -> dict[str, list[float]]:
     from merganser.engine.steps import evaluate as number

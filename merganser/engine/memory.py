@@ -31,7 +31,7 @@ class Budget:
     bins: int
 
 
-def budget(plan: Plan, limit: int, threads: int, tile: int = 0) -> Budget:
+def budget(plan: Plan, limit: int | None, threads: int, tile: int = 0) -> Budget:
     """The largest tile that keeps the process within `limit` bytes.
 
     Raises `RequestError` that says how much is needed where even the smallest tile does not fit.
@@ -40,6 +40,8 @@ def budget(plan: Plan, limit: int, threads: int, tile: int = 0) -> Budget:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     resident = resident_bytes() + _OVERHEAD
+    if limit is None:
+        limit = resident + 2**30
     largest = max((step.size for step in plan.steps), default=1)
     tiles = [tile] if tile else [LARGEST_TILE, LARGEST_TILE // 2, SMALLEST_TILE]
     for bins in (MOST_BINS, 1 << 18, FEWEST_BINS):

@@ -17,7 +17,8 @@ Progress = Callable[[int, int], None]
 class SaveOptions:
     """How weights are computed and written.
 
-    memory: bytes the whole process may hold resident (checked before, kept while running). threads: worker threads, 0
+    memory: bytes the whole process may hold resident (checked before, kept while running); None is 1 GiB more than
+    it holds already, since a program may hold other things. threads: worker threads, 0
     for one a core. shard_size: bytes a file may hold. overwrite: replace an existing checkpoint (at the very end).
     resume: take over finished tensors of an interrupted run of the same recipe. allow_nonfinite: let NaN and Inf pass.
     dtype: of the float tensors written (default: each as in the base). degree: what the weights must sum to, 1 for a
@@ -26,7 +27,7 @@ class SaveOptions:
     tile: elements per tile, 0 to let the plan choose; the bytes written do not depend on it.
     """
 
-    memory: int = 2**30
+    memory: int | None = None
     threads: int = 0
     shard_size: int = 5 * 10**9
     overwrite: bool = False
@@ -45,7 +46,7 @@ class SaveOptions:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise RequestError(f"threads must be 0 (one a core) or more, not {self.threads}")
-        if self.memory < 1:
+        if self.memory is not None and self.memory < 1:
             raise RequestError(f"memory must be a positive number of bytes, not {self.memory}")
         if self.shard_size < 1:
             raise RequestError(f"shard_size must be a positive number of bytes, not {self.shard_size}")

@@ -1,5 +1,6 @@
 """The benchmark runs end to end at a tiny size, without mergekit, and writes its page and raw numbers."""
 
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -158,6 +159,14 @@ class TestRefusals:
         done = run("--only", "linaer", "--work", tmp_path)
         assert done.returncode == 2
         assert "linaer" in done.stderr
+
+    def test_two_runs_in_one_place(self, tmp_path):
+        with (tmp_path / "lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            done = run("--params=tiny", "--work", tmp_path, "--output", tmp_path / "page.md")
+        assert done.returncode == 1
+        assert "another benchmark is running" in done.stderr
+        assert not list(tmp_path.glob("set-*"))
 
     def test_a_changed_model_file_is_noticed(self, tmp_path):
         words = ("--params=tiny", "--skip-mergekit", "--skip-twice", "--only=linear", "--repeats=1")
