@@ -46,11 +46,11 @@ class Candidate:
 
 def grid() -> list[list[Candidate]]:
     """For every merge, the settings that are tried on the validation rows."""
-    scales = (0.6, 0.8, 1.0)
+    scales = (0.6, 1.0, 1.4)
     return [
         [Candidate("mean", "linear", {})],
         [Candidate("task arithmetic", "task_arithmetic", {"lambda": s}) for s in scales],
-        [Candidate("TIES", "ties", {"density": d, "lambda": s}) for d in (0.2, 0.5) for s in (1.0, 1.5)],
+        [Candidate("TIES", "ties", {"density": d, "lambda": s}) for d in (0.2, 0.5) for s in (1.0, 2.0)],
         [Candidate("DARE", "dare_linear", {"density": 0.5, "lambda": s}) for s in scales],
     ]
 

@@ -107,7 +107,11 @@ def fit_head(values: Tensor, labels: Tensor) -> Head:
     weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=500, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=500,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

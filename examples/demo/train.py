@@ -1,8 +1,7 @@
 """Fine-tuning the two siblings, on the spot, through a frozen head.
 
 The same start, the same settings and a fixed seed each time. Only the upper four of the six layers are trained,
-which saves a quarter of the time. A finished sibling is kept in the cache under a name that
-covers all it depends on.
+which saves a quarter of the time. A finished sibling is kept in the cache under a name that covers all it depends on.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo.fetch import appear, digest, intact
-from demo.score import Head, Tick, Tokens, by_length, encode, load
+from demo.score import INVERSE_PENALTY, LENGTH, Head, Tick, Tokens, by_length, encode, load
 from demo.tasks import Task
 
 SETTINGS = {
@@ -35,6 +34,7 @@ WEIGHTS = "model.safetensors"
 def key(base: Path, data: str) -> str:
     """A name for the sibling of `base` trained on the data with this digest."""
     what = {"base": digest(base / WEIGHTS), "data": data, "torch": torch.__version__, **SETTINGS}
+    what |= {"length": LENGTH, "penalty": INVERSE_PENALTY}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
