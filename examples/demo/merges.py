@@ -26,7 +26,7 @@ class Candidate:
     @property
     def settings(self) -> str:
         """The settings as text, for people."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.parameters.items()) or "none to choose"
+        return ", ".join(f"{name} {value:g}" for name, value in self.parameters.items()) or "-"
 
     @property
     def slug(self) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.fetch import DemoError
+
 TRAIN, VALIDATION, TEST = 1500, 300, 1000
 
 
@@ -96,8 +98,10 @@ def split(name: str, question: str, rows: Iterable[tuple[str, int]]) -> Task:
     """Fixed train, validation and test rows: distinct texts in the order of their SHA-256."""
     distinct = dict(rows)
     ordered = sorted(distinct.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
-    test, validation = ordered[:TEST], ordered[TEST : TEST + VALIDATION]
-    train = ordered[TEST + VALIDATION : TEST + VALIDATION + TRAIN]
+    if len(ordered) < TRAIN + VALIDATION + TEST:
+        raise DemoError(f"{name}: {len(ordered)} different texts, {TRAIN + VALIDATION + TEST} are needed")
+    validation, train = ordered[:VALIDATION], ordered[VALIDATION : VALIDATION + TRAIN]
+    test = ordered[-TEST:]  # the far end: none of these rows was looked at while the demo was made
     return Task(name, question, _rows(train), _rows(validation), _rows(test))
 
 

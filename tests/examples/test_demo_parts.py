@@ -78,7 +78,14 @@ def test_splits_are_disjoint_fixed_and_do_not_depend_on_order():
     assert all(label[t] == n for t, n in zip(one.test.texts, one.test.labels, strict=True))
 
 
-def test_the_digest_of_a_task_notices_a_changed_label():
+def test_too_few_rows_are_an_error_not_an_overlap():
+    with pytest.raises(fetch.DemoError, match="3 different texts"):
+        tasks.split("t", "?", [("a", 0), ("b", 1), ("c", 0), ("c", 0)])
+
+
+def test_the_digest_of_a_task_notices_a_changed_label(monkeypatch):
+    for part in ("TRAIN", "VALIDATION", "TEST"):
+        monkeypatch.setattr(tasks, part, 10)
     rows = [(f"text {i}", i % 2) for i in range(30)]
     changed = [(text, 1 - label) if text == "text 7" else (text, label) for text, label in rows]
     assert tasks.split("t", "?", rows).digest != tasks.split("t", "?", changed).digest
