@@ -10,8 +10,9 @@ from merganser.checkpoint.digest import CHUNK
 from merganser.engine.plan import Plan, Step
 from merganser.errors import RequestError
 
-LARGEST_TILE = 1 << 20
-SMALLEST_TILE = CHUNK
+TILE = CHUNK
+"""Elements: small enough that a tile of every parent stays in the processor's caches between reading and computing,
+large enough that the interpreter's part vanishes."""
 SAMPLE = 1 << 16
 """Elements looked at to guess where a threshold lies."""
 MOST_BINS, FEWEST_BINS = 1 << 20, 1 << 16
@@ -32,9 +33,10 @@ class Budget:
 
 
 def budget(plan: Plan, limit: int | None, threads: int, tile: int = 0) -> Budget:
-    """The largest tile that keeps the process within `limit` bytes.
+    """The shape that keeps the process within `limit` bytes.
 
-    Raises `RequestError` that says how much is needed where even the smallest tile does not fit.
+    Fewer histogram bins are taken where memory is short. Raises `RequestError` that says how much is needed where even
+    that does not fit.
     """
     threads = threads or (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -43,15 +45,14 @@ def budget(plan: Plan, limit: int | None, threads: int, tile: int = 0) -> Budget
     if limit is None:
         limit = resident + 2**30
     largest = max((step.size for step in plan.steps), default=1)
-    tiles = [tile] if tile else [LARGEST_TILE, LARGEST_TILE // 2, SMALLEST_TILE]
+    elements = tile or TILE
     for bins in (MOST_BINS, 1 << 18, FEWEST_BINS):
-        for elements in tiles:
-            per_thread = max(
-                (_step_bytes(step, min(elements, _up(largest)), bins) for step in plan.steps), default=0
-            )
-            needed = resident + threads * per_thread + _shared_bytes(plan, threads)
-            if needed <= limit:
-                return Budget(limit, needed, per_thread, threads, elements, bins)
+        per_thread = max(
+            (_step_bytes(step, min(elements, _up(largest)), bins) for step in plan.steps), default=0
+        )
+        needed = resident + threads * per_thread + _shared_bytes(plan, threads)
+        if needed <= limit:
+            return Budget(limit, needed, per_thread, threads, elements, bins)
     spare = limit - resident
     fits = spare // per_thread if per_thread and spare > 0 else 0
     advice = f"use {fits} threads or " if fits else ""
@@ -94,7 +95,7 @@ def _shared_bytes(plan: Plan, threads: int) -> int:
 
 
 def _up(size: int) -> int:
-    return max(SMALLEST_TILE, (size + SMALLEST_TILE - 1) // SMALLEST_TILE * SMALLEST_TILE)
+    return max(CHUNK, (size + CHUNK - 1) // CHUNK * CHUNK)
 
 
 def resident_bytes() -> int:

@@ -79,7 +79,7 @@ class StepRun:
         self.nonfinite = 0
         self.bytes_per_tile = step.read_bytes // max(1, self.tiles)
         self.lock = threading.Lock()
-        self.program = step.program
+        self._use(step.program)
         self.bindings = self.opened_bindings = step.bindings
         self.digest_slots = step.digests
         self.digests: dict[int, dict[int, list[bytes]]] = {slot: {} for slot in step.digests}
@@ -100,6 +100,10 @@ class StepRun:
         self._open_round(first=True)
 
     # Preparing --------------------------------------------------------------------------------------------------------
+
+    def _use(self, program: Program | None) -> None:
+        self.program = program
+        self.kernel = compiler.kernel(program) if program is not None else None
 
     def _fill_slots(self) -> None:
         memo: dict[int, float] = {}
@@ -214,7 +218,8 @@ class StepRun:
         arguments += [bad.ctypes.data, self.partials[start // BLOCK :].ctypes.data]
         arguments += [bins.ctypes.data for bins in counts.bins] if counts else []
         arguments += [self.brackets.ctypes.data, counts.above.ctypes.data if counts else bad.ctypes.data]
-        compiler.kernel(program)(count, start, *arguments)
+        assert self.kernel is not None
+        self.kernel(count, start, *arguments)
         if counts is not None:
             counts.seen += count
             if counts.seen >= _FLUSH:
@@ -244,7 +249,12 @@ class StepRun:
             parts.append(counts.bins[k])
         if not parts:
             return above, np.zeros(1, np.int64)
-        return above, parts[0] if len(parts) == 1 else sum(parts[1:], start=parts[0].astype(np.int64))
+        if len(parts) == 1:
+            return above, parts[0]
+        total = parts[0].astype(np.int64 if self.step.size >= 1 << 32 else np.uint32)
+        for part in parts[1:]:
+            np.add(total, part, out=total)
+        return above, total
 
     def _nonfinite(self, start: int, count: int, result: Array, pointers: list[int]) -> NonFiniteError:
         """Name the first bad element and the parents that are not finite there. `result` still holds the tile."""
@@ -302,11 +312,8 @@ class StepRun:
         """Another round, for the thresholds alone; sums are known."""
         self.step = reducing_step([r for r, _, _ in parts], [operand for _, operand, _ in parts])
         self.selections = [selection for _, _, selection in parts]
-        self.reductions, self.program, self.bindings = (
-            self.step.reductions,
-            self.step.program,
-            self.step.bindings,
-        )
+        self.reductions, self.bindings = self.step.reductions, self.step.bindings
+        self._use(self.step.program)
         held = self.factors_by_delta()
         self.factors = {
             slot: held[id(load.delta)]
