@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from merganser.algebra.operations import OPERATIONS, Operation
 from merganser.checkpoint import AdapterDelta, DType, StoredTensor
+from merganser.checkpoint.dtypes import F32
 from merganser.errors import AlgebraError
 
 Number = int | float
@@ -35,6 +36,11 @@ class Expression:
     @property
     def is_scalar(self) -> bool:
         """Whether the node is one number rather than a tensor (which may have one element and no dimensions)."""
+        return False
+
+    @property
+    def carried(self) -> bool:
+        """Integer and bool tensors are never computed with: they are carried from one parent, bit for bit."""
         return False
 
     @property
@@ -90,11 +96,37 @@ class Expression:
         return apply("ge", self, other)
 
 
+class Load(Expression):
+    """A tensor node whose elements a kernel finds ready in memory: stored ones, or made tile by tile from others."""
+
+    __slots__ = ()
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype in which the elements lie in memory."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> int:
+        """Equal for nodes that read the same."""
+        return id(self)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Leaf(Expression):
+class Leaf(Load):
     """A tensor at rest."""
 
     tensor: StoredTensor
+
+    @property
+    def dtype(self) -> DType:
+        """The stored dtype."""
+        return self.tensor.dtype
+
+    @property
+    def identity(self) -> int:
+        """That of the stored tensor."""
+        return id(self.tensor)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,15 +140,25 @@ class Leaf(Expression):
 
     @property
     def carried(self) -> bool:
-        """Integer and bool tensors are never computed with: they are carried from one parent, bit for bit."""
+        """True for integers and bools."""
         return not self.tensor.dtype.is_float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LowRank(Expression):
+class LowRank(Load):
     """The change a LoRA adapter makes to one tensor: `scale * left @ right`."""
 
     delta: AdapterDelta
+
+    @property
+    def dtype(self) -> DType:
+        """F32."""
+        return F32
+
+    @property
+    def identity(self) -> int:
+        """That of the delta."""
+        return id(self.delta)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -250,9 +292,10 @@ def apply(name: str, *operands: Expression | Number) -> Expression:
     nodes = tuple(as_expression(operand) for operand in operands)
     shape: tuple[int, ...] | None = None
     for node in nodes:
-        if isinstance(node, Leaf) and node.carried:
+        if node.carried:
+            leaf = next(below for below in walk([node]) if isinstance(below, Leaf))
             raise AlgebraError(
-                f"tensor {node.tensor.name!r} of {node.tensor.parent!r} is {node.tensor.dtype}: integer and bool "
+                f"tensor {leaf.tensor.name!r} of {leaf.tensor.parent!r} is {leaf.tensor.dtype}: integer and bool "
                 "tensors are carried from one parent, never computed with"
             )
         if node.is_scalar:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merganser.algebra.expression import Expression, Leaf, LowRank, Number, apply
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, matching
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, did_you_mean, listing
+
+if TYPE_CHECKING:
+    from merganser.architectures import Reading
 
 DEGREE_TOLERANCE = 1e-6
 
@@ -29,7 +32,7 @@ class Entry:
     @property
     def carried(self) -> bool:
         """Whether this is an integer or bool tensor, which arithmetic passes by."""
-        return isinstance(self.expression, Leaf) and self.expression.carried
+        return self.expression.carried
 
 
 class Weights(Mapping[str, Expression]):
@@ -39,9 +42,22 @@ class Weights(Mapping[str, Expression]):
     files (config, tokenizer ...) travel with them, and which a saved result must cover. `dropped` are names of the
     origin that were left out on purpose (`select`, `drop`). `aliases` are names that stand for another tensor because
     the two are tied (an output head that shares the embedding): they answer where another parent holds both.
+    `reading` is what an operation on named axes made of the origin's axes and config; None while they are as they were.
+    `files` are small files that stand in for the origin's (None: taken away). `notes` are what operations report of
+    themselves; they end in the manifest.
     """
 
-    __slots__ = ("_entries", "aliases", "checkpoints", "dropped", "label", "origin")
+    __slots__ = (
+        "_entries",
+        "aliases",
+        "checkpoints",
+        "dropped",
+        "files",
+        "label",
+        "notes",
+        "origin",
+        "reading",
+    )
 
     def __init__(
         self,
@@ -52,6 +68,9 @@ class Weights(Mapping[str, Expression]):
         checkpoints: tuple[Checkpoint, ...] = (),
         dropped: frozenset[str] = frozenset(),
         aliases: Mapping[str, str] | None = None,
+        reading: Reading | None = None,
+        files: Mapping[str, bytes | None] | None = None,
+        notes: tuple[Mapping[str, Any], ...] = (),
     ) -> None:
         self._entries = dict(entries)
         self.aliases = dict(aliases or {})
@@ -59,6 +78,9 @@ class Weights(Mapping[str, Expression]):
         self.origin = origin
         self.checkpoints = checkpoints
         self.dropped = dropped
+        self.reading = reading
+        self.files = dict(files or {})
+        self.notes = notes
 
     # A mapping ----------------------------------------------------------------------------------------------------
 
@@ -211,6 +233,14 @@ class Weights(Mapping[str, Expression]):
         """The same weights under another name (in errors, and as the key of random draws)."""
         return self._with(self._entries, label=label)
 
+    def with_files(self, files: Mapping[str, bytes | None]) -> Weights:
+        """The same weights with other small files beside them: content by name, None for one to leave out."""
+        return self._with(self._entries, files={**self.files, **files})
+
+    def with_note(self, note: Mapping[str, Any]) -> Weights:
+        """The same weights with a report (JSON values, its `step` by name) for the manifest."""
+        return self._with(self._entries, notes=(*self.notes, note))
+
     def _with(self, entries: Mapping[str, Entry], **changes: Any) -> Weights:
         kept: dict[str, Any] = {
             "label": self.label,
@@ -218,6 +248,9 @@ class Weights(Mapping[str, Expression]):
             "checkpoints": self.checkpoints,
             "dropped": self.dropped,
             "aliases": self.aliases,
+            "reading": self.reading,
+            "files": self.files,
+            "notes": self.notes,
         }
         return Weights(entries, **(kept | changes))
 
@@ -306,6 +339,9 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         checkpoints=_joined(a.checkpoints, b.checkpoints),
         dropped=named.dropped,
         aliases=named.aliases,
+        reading=named.reading,
+        files=named.files,
+        notes=named.notes,
     )
 
 

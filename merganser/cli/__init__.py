@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from merganser._version import __version__
-from merganser.cli import diff, explain, info, merge, methods, verify
+from merganser.cli import architecture, diff, explain, info, merge, methods, reshape, steps, verify
 from merganser.cli.console import fail
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit status: 0 done, 1 the work failed, 2 the request is wrong, 130 interrupted.",
 )
-for module in (merge, explain, info, diff, verify, methods):
+for module in (merge, reshape, explain, info, architecture, diff, verify, methods, steps):
     app.command(name=module.NAME, epilog=module.EXAMPLE)(module.command)
 
 

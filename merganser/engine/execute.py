@@ -14,8 +14,9 @@ import numpy as np
 
 from merganser._version import __version__
 from merganser.algebra import Expression, Leaf, Weights
+from merganser.algebra.expression import Load
 from merganser.checkpoint import Checkpoint, parse_dtype
-from merganser.checkpoint.digest import content_digest, digest_file, tensor_digest
+from merganser.checkpoint.digest import content_digest, digest_file, digest_tensor, tensor_digest
 from merganser.checkpoint.dtypes import F32, F64
 from merganser.checkpoint.layout import MANIFEST_NAME
 from merganser.engine.files import Shard, index, lay_out
@@ -25,6 +26,7 @@ from merganser.engine.memory import Budget, budget, peak_bytes
 from merganser.engine.options import Progress, SaveOptions
 from merganser.engine.plan import Output, Plan, Step, Task, plan_scalars, plan_weights
 from merganser.engine.scheduler import Scheduler
+from merganser.engine.sources import Source, open_source
 from merganser.engine.steps import StepRun, Write
 from merganser.engine.workspace import Workspace
 from merganser.errors import OutputError
@@ -46,6 +48,7 @@ class Report:
     peak_memory: int
     resumed: int
     unused: Mapping[str, list[str]]
+    notes: Sequence[Mapping[str, Any]]
     nonfinite: Mapping[str, int]
     digest: str
     kernels: int
@@ -87,6 +90,7 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
         peak_memory=peak_bytes(),
         resumed=resumed,
         unused=plan.unused,
+        notes=plan.notes,
         nonfinite={n: r["nonfinite"] for n, r in space.finished.items() if r.get("nonfinite")},
         digest=manifest.digest,
         kernels=compiler.compiled_count(),
@@ -122,6 +126,11 @@ def run_plan(plan: Plan, share: Budget, options: SaveOptions, space: Workspace) 
     early = _parent_digests(shared)
     if early:
         space.finish("", {"digest": "", "parents": early})
+    rest: dict[str, dict[str, str]] = {}
+    for tensor in plan.read_in_parts:
+        rest.setdefault(tensor.parent, {})[tensor.name] = digest_tensor(tensor)
+    if rest:
+        space.finish(" parts", {"digest": "", "parents": rest})
 
 
 def compute(
@@ -131,6 +140,8 @@ def compute(
     expression = weights[name]
     if isinstance(expression, Leaf) and expression.carried:
         return expression.tensor.numpy()
+    if isinstance(expression, Load) and expression.carried:
+        return _carried(expression)
     if expression.is_scalar:
         plan = plan_scalars({name: [expression]}, weights.checkpoints)
         return np.float64(_numbers(plan, {name: [expression]}, threads, memory, None)[name][0])  # type: ignore[return-value]
@@ -193,6 +204,15 @@ def explain(weights: Weights, options: SaveOptions) -> dict[str, Any]:
 
 
 # Helpers --------------------------------------------------------------------------------------------------------------
+
+
+def _carried(load: Load) -> np.ndarray[Any, Any]:
+    def no_formula(node: Expression) -> Source:
+        raise AssertionError(f"a formula among integers: {node!r}")
+
+    raw = open_source(load, no_formula).raw(0, load.size)
+    values: np.ndarray[Any, Any] = raw.view(load.dtype.numpy).reshape(load.shape)
+    return values
 
 
 def _plan(weights: Weights, options: SaveOptions) -> Plan:
@@ -291,12 +311,8 @@ def _finish(
         space.add_file(name, content)
         names.append(name)
 
-    if plan.origin is not None and plan.origin.directory is not None:
-        for relative in plan.origin.companions:
-            content = (plan.origin.directory / relative).read_bytes()
-            if str(relative) == "config.json":
-                content = _config(plan, content)
-            add(str(relative), content)
+    for name, content in _companions(plan).items():
+        add(name, _config(plan, content) if name == "config.json" else content)
     if len(shards) > 1:
         content = json.dumps(index(shards, plan.outputs), indent=2).encode() + b"\n"
         add("model.safetensors.index.json", content)
@@ -320,6 +336,7 @@ def _finish(
         tensors=tensors,
         files={name: digest_file(space.model / name) for name in names},
         unused=plan.unused,
+        notes=list(plan.notes),
         run={
             "seconds": round(seconds, 3),
             "bytes_read": plan.read_bytes,
@@ -334,6 +351,16 @@ def _finish(
     )
     space.add_file(MANIFEST_NAME, manifest.to_bytes())
     return manifest
+
+
+def _companions(plan: Plan) -> dict[str, bytes]:
+    """The small files of the result: those of the origin, with what an operation changed, added or took away."""
+    files: dict[str, bytes] = {}
+    if plan.origin is not None and plan.origin.directory is not None:
+        for relative in plan.origin.companions:
+            if plan.files.get(str(relative), b"") is not None:
+                files[str(relative)] = (plan.origin.directory / relative).read_bytes()
+    return files | {name: content for name, content in plan.files.items() if content is not None}
 
 
 def _config(plan: Plan, content: bytes) -> bytes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from merganser.algebra import Leaf
 from merganser.checkpoint.digest import CHUNK
 from merganser.engine.plan import Plan, Step
+from merganser.engine.sources import held_bytes, scratch_bytes
 from merganser.errors import RequestError
 
 TILE = CHUNK
@@ -67,7 +67,8 @@ def _step_bytes(step: Step, tile: int, bins: int) -> int:
     """What one thread holds while it works on a step."""
     total = 0
     for load in step.bindings.loads:
-        total += tile * (load.tensor.dtype.itemsize if isinstance(load, Leaf) else 12)
+        total += tile * load.dtype.itemsize
+    total += max((scratch_bytes(load, tile) for load in step.bindings.loads), default=0)
     if step.output is not None:
         total += tile * step.output.dtype.itemsize
     selections = sum(r.kind == "kth_magnitude" for r in step.reductions)
@@ -75,21 +76,15 @@ def _step_bytes(step: Step, tile: int, bins: int) -> int:
 
 
 def _shared_bytes(plan: Plan, threads: int) -> int:
-    """What a task holds however many threads work on it: adapter factors, gathered views, partial sums."""
+    """What a task holds however many threads work on it: what its sources keep, partial sums."""
     most = 0
     for stage in plan.stages:
         for task in stage.tasks:
             held = 0
             for step in task.steps:
-                factors = sum(
-                    (load.delta.left.size + load.delta.right.size) * 4
-                    + load.delta.left.nbytes
-                    + load.delta.right.nbytes
-                    for load in step.bindings.loads
-                    if not isinstance(load, Leaf)
-                )
+                sources = sum(map(held_bytes, step.bindings.loads))
                 partials = (step.size // (1 << 16) + 1) * 8 * max(1, len(step.reductions))
-                held = max(held, factors + partials)
+                held = max(held, sources + partials)
             most = max(most, held)
     return most * (threads + 1)
 

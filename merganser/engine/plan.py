@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from merganser._version import __version__
 from merganser.algebra import Expression, Leaf, LowRank, Weights
-from merganser.algebra.expression import Apply, Constant, Draw, Reduce, Round
+from merganser.algebra.expression import Apply, Constant, Draw, Load, Reduce, Round
+from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
 from merganser.checkpoint import Checkpoint, DType, StoredTensor
 from merganser.engine.program import Bindings, Program, build
 from merganser.errors import AlgebraError, RequestError, listing
@@ -52,6 +55,11 @@ class Output:
         leaf = self.expression
         return leaf.tensor if isinstance(leaf, Leaf) and leaf.tensor.dtype == self.dtype else None
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether the elements lie ready in the output's dtype: nothing is computed with them."""
+        return isinstance(self.expression, Load) and self.expression.dtype == self.dtype
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -69,13 +77,7 @@ class Step:
     @property
     def read_bytes(self) -> int:
         """Bytes read from parents, once over."""
-        total = 0
-        for load in self.bindings.loads:
-            if isinstance(load, Leaf):
-                total += load.tensor.nbytes
-            else:
-                total += load.delta.left.nbytes + load.delta.right.nbytes
-        return total
+        return sum(map(_load_bytes, self.bindings.loads))
 
     @property
     def selects(self) -> bool:
@@ -122,6 +124,10 @@ class Plan:
     """Tensors of each parent that nothing reads."""
     forms: Mapping[str, int]
     """Every distinct formula, in words, and how many tensors it makes."""
+    files: Mapping[str, bytes | None]
+    """Small files that the result has in place of the origin's; None for one it no longer has."""
+    notes: tuple[Mapping[str, Any], ...] = ()
+    """What operations report of themselves."""
 
     @property
     def read_bytes(self) -> int:
@@ -143,6 +149,19 @@ class Plan:
         """All steps."""
         return [step for stage in self.stages for task in stage.tasks for step in task.steps]
 
+    @property
+    def read_in_parts(self) -> list[StoredTensor]:
+        """Stored tensors that no step reads from end to end, so that none can digest them on the way."""
+        digested = {
+            id(load.tensor) for step in self.steps for load in step.bindings.loads if isinstance(load, Leaf)
+        }
+        found = {}
+        for step in self.steps:
+            for leaf in _leaves(*step.bindings.loads):
+                if isinstance(leaf, Leaf) and id(leaf.tensor) not in digested:
+                    found[id(leaf.tensor)] = leaf.tensor
+        return list(found.values())
+
     def fingerprint(self, *more: Any) -> str:
         """A digest of everything that the result's bytes depend on: formulas, parents as they lie on disk, version."""
         digests = _Merkle()
@@ -150,6 +169,10 @@ class Plan:
         for checkpoint in self.checkpoints:
             for file in checkpoint.files:
                 state.update(repr((str(file.path), file.identity)).encode())
+        for name, content in sorted(self.files.items()):
+            state.update(
+                f"{name}|{None if content is None else hashlib.sha256(content).hexdigest()}|".encode()
+            )
         for output in self.outputs:
             state.update(
                 f"{output.name}|{output.dtype}|{output.shape}|".encode() + digests.of(output.expression)
@@ -191,13 +214,24 @@ def plan_weights(
         weights.origin,
         _unused(weights.checkpoints, stages),
         _forms(outputs),
+        _files(weights),
+        weights.notes,
     )
 
 
 def plan_scalars(targets: Mapping[str, Sequence[Expression]], checkpoints: Iterable[Checkpoint]) -> Plan:
     """The plan that computes scalar expressions (norms, counts, dot products) and writes nothing."""
     stages = _stages([(name, None, tuple(expressions)) for name, expressions in targets.items()])
-    return Plan(stages, (), tuple(checkpoints), None, {}, {})
+    return Plan(stages, (), tuple(checkpoints), None, {}, {}, {})
+
+
+def _files(weights: Weights) -> dict[str, bytes | None]:
+    """The small files that stand in for the origin's, config.json among them where named axes changed it."""
+    files = dict(weights.files)
+    reading, origin = weights.reading, weights.origin
+    if reading is not None and origin is not None and (config := reading.followed()) != (origin.config or {}):
+        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    return files
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------
@@ -226,7 +260,8 @@ def _check_degree(weights: Weights, degree: float) -> None:
 def _check_coverage(weights: Weights, partial: bool) -> None:
     if weights.origin is None or partial:
         return
-    missing = [name for name in weights.origin.tensors if name not in weights]
+    expected: Iterable[str] = weights.origin.tensors if weights.reading is None else weights.reading.tensors
+    missing = [name for name in expected if name not in weights]
     if not missing:
         return
     meant = all(name in weights.dropped for name in missing)
@@ -239,19 +274,29 @@ def _check_coverage(weights: Weights, partial: bool) -> None:
 
 def _output_dtype(weights: Weights, name: str, dtype: DType | None) -> DType:
     expression = weights[name]
-    if isinstance(expression, Leaf) and expression.carried:
-        return expression.tensor.dtype
+    if expression.carried:
+        assert isinstance(expression, Load)
+        return expression.dtype
     if dtype is not None:
         if not dtype.is_float:
             raise RequestError(f"the output dtype must be a float type, not {dtype}")
         return dtype
-    if weights.origin is not None and name in weights.origin.tensors:
+    if weights.reading is None and weights.origin is not None and name in weights.origin.tensors:
         return weights.origin.tensors[name].dtype
     for leaf in _leaves(expression):
-        if isinstance(leaf, Leaf):
-            return leaf.tensor.dtype
-        return leaf.delta.left.dtype
+        return leaf.tensor.dtype if isinstance(leaf, Leaf) else leaf.delta.left.dtype
+    if weights.origin is not None and (dtype := _main_dtype(weights.origin)) is not None:
+        return dtype
     raise AlgebraError(f"tensor {name!r} depends on no stored tensor, so its dtype is not known; pass dtype=")
+
+
+def _main_dtype(checkpoint: Checkpoint) -> DType | None:
+    """The float dtype of most of a checkpoint's bytes."""
+    sizes: dict[DType, int] = {}
+    for tensor in checkpoint.tensors.values():
+        if tensor.dtype.is_float:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 
 
 def _unused(checkpoints: Iterable[Checkpoint], stages: Iterable[Stage]) -> dict[str, list[str]]:
@@ -272,9 +317,20 @@ def _unused(checkpoints: Iterable[Checkpoint], stages: Iterable[Stage]) -> dict[
 
 def _stored(step: Step) -> list[StoredTensor]:
     found = []
-    for load in step.bindings.loads:
+    for load in _leaves(*step.bindings.loads):
         found += [load.tensor] if isinstance(load, Leaf) else [load.delta.left, load.delta.right]
     return found
+
+
+def _load_bytes(load: Expression) -> int:
+    """Bytes read to make a load, about: what is taken from a tensor counts, not the whole of it."""
+    if isinstance(load, Leaf):
+        return load.tensor.nbytes
+    if isinstance(load, LowRank):
+        return load.delta.left.nbytes + load.delta.right.nbytes
+    if isinstance(load, Taken):
+        return load.size * load.dtype.itemsize
+    return sum(leaf.tensor.nbytes for leaf in _leaves(load) if isinstance(leaf, Leaf))
 
 
 # Cutting expressions into stages and steps ----------------------------------------------------------------------------
@@ -307,12 +363,12 @@ def _roots(output: Output | None, scalars: Sequence[Expression]) -> list[Express
 
 
 def _last_step(output: Output) -> Step:
-    if output.copied_from is not None:
-        leaf = output.expression
-        assert isinstance(leaf, Leaf)
+    if output.is_copy:
+        load = output.expression
+        assert isinstance(load, Load)
         if not output.dtype.is_float:
-            return Step(None, Bindings((leaf,), (), ()), output.size, output=output)
-        program, bindings = build([("check", leaf, output.dtype)], leaf.wide)
+            return Step(None, Bindings((load,), (), ()), output.size, output=output)
+        program, bindings = build([("check", load, output.dtype)], load.wide)
         return Step(program, bindings, output.size, output=output)
     program, bindings = build([("store", output.expression, output.dtype)], output.expression.wide)
     return Step(program, bindings, output.size, output=output)
@@ -411,9 +467,9 @@ def _walk(roots: Sequence[Expression], stop: Callable[[Expression], bool]) -> li
     return order
 
 
-def _leaves(expression: Expression) -> list[Leaf | LowRank]:
-    """The stored tensors under an expression, whole-model reductions not entered."""
-    nodes = _walk([expression], lambda n: isinstance(n, Reduce) and len(n.operands) != 1)
+def _leaves(*expressions: Expression) -> list[Leaf | LowRank]:
+    """The stored tensors under expressions, whole-model reductions not entered."""
+    nodes = _walk(expressions, lambda n: isinstance(n, Reduce) and len(n.operands) != 1)
     return [node for node in nodes if isinstance(node, Leaf | LowRank)]
 
 
@@ -441,6 +497,12 @@ _SYMBOLS = {
 }
 
 
+_WORDS: dict[type, str] = {
+    Array: "new", Taken: "take", Joined: "concat", Spread: "spread", Mixed: "mix", Product: "rotate",
+    Reshaped: "reshape",
+}  # fmt: skip
+
+
 def in_words(node: Expression, depth: int = 12) -> str:
     """A formula as a reader would write it, with parents by name."""
     if depth == 0:
@@ -459,6 +521,8 @@ def in_words(node: Expression, depth: int = 12) -> str:
         rank = f", {node.rank}" if node.kind == "kth_magnitude" and len(node.operands) > 1 else ""
         inside = "whole model" if len(node.operands) != 1 else in_words(node.operands[0], depth - 1)
         return f"{node.kind}({inside}{rank})"
+    if isinstance(node, Load):
+        return f"{_WORDS[type(node)]}({', '.join(in_words(a, depth - 1) for a in node.arguments)})"
     assert isinstance(node, Apply)
     parts = [in_words(argument, depth - 1) for argument in node.arguments]
     symbol = _SYMBOLS.get(node.operation.name)
@@ -498,5 +562,27 @@ def _own(node: Expression) -> str:
         return f"round|{node.dtype}|"
     if isinstance(node, Reduce):
         return f"reduce|{node.kind}|{node.rank}|{len(node.operands)}|"
+    if isinstance(node, Load):
+        arrays = [value for value in _fields(node) if isinstance(value, np.ndarray)]
+        plain = [value for value in _fields(node) if value is None or isinstance(value, int | tuple)]
+        content = hashlib.sha256(
+            b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        ).hexdigest()
+        return f"{type(node).__name__}|{node.shape}|{[a.shape for a in arrays]}|{plain!r}|{content}|"
     assert isinstance(node, Apply)
     return f"{node.operation.name}|"
+
+
+def _fields(node: Load) -> list[Any]:
+    """What a rearranging node holds besides its arguments: arrays, dimensions, and tuples of those made flat."""
+    found: list[Any] = []
+    for name in map(str, node.__slots__):
+        value = getattr(node, name)
+        if isinstance(value, Expression) or (
+            isinstance(value, tuple) and value and isinstance(value[0], Expression)
+        ):
+            continue
+        found += (
+            value if isinstance(value, tuple) and any(isinstance(v, np.ndarray) for v in value) else [value]
+        )
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merganser.algebra.expression import Apply, Draw, Expression, Leaf, LowRank, Round, walk
+from merganser.algebra.expression import Apply, Draw, Expression, Load, Round
 from merganser.checkpoint import DType
 
 Instruction = tuple[str | int, ...]
@@ -55,7 +55,7 @@ class Program:
 class Bindings:
     """What fills the slots of a program: tensors to load, scalar nodes to evaluate, random keys."""
 
-    loads: tuple[Leaf | LowRank, ...]
+    loads: tuple[Load, ...]
     scalars: tuple[Expression, ...]
     draws: tuple[tuple[str, ...], ...]
 
@@ -66,7 +66,7 @@ def build(targets: Sequence[tuple[str, Expression, DType | None]], wide: bool) -
     numbered: dict[Instruction, int] = {}
     number: dict[int, int] = {}
     loads: dict[int, int] = {}
-    leaves: list[Leaf | LowRank] = []
+    filled: list[Load] = []
     dtypes: list[str] = []
     scalars: list[Expression] = []
     draws: list[tuple[str, ...]] = []
@@ -77,19 +77,18 @@ def build(targets: Sequence[tuple[str, Expression, DType | None]], wide: bool) -
             instructions.append(instruction)
         return numbered[instruction]
 
-    def load(leaf: Leaf | LowRank) -> int:
-        identity = id(leaf.tensor) if isinstance(leaf, Leaf) else id(leaf.delta)
-        if identity not in loads:
-            loads[identity] = len(leaves)
-            leaves.append(leaf)
-            dtypes.append(leaf.tensor.dtype.name if isinstance(leaf, Leaf) else "F32")
-        return emit("load", loads[identity], dtypes[loads[identity]])
+    def load(node: Load) -> int:
+        slot = loads.setdefault(node.identity, len(filled))
+        if slot == len(filled):
+            filled.append(node)
+            dtypes.append(node.dtype.name)
+        return emit("load", slot, dtypes[slot])
 
     def visit(node: Expression) -> int:
         if node.is_scalar:
             scalars.append(node)
             return emit("scalar", len(scalars) - 1)
-        if isinstance(node, Leaf | LowRank):
+        if isinstance(node, Load):
             return load(node)
         if isinstance(node, Draw):
             draws.append(node.key)
@@ -103,7 +102,7 @@ def build(targets: Sequence[tuple[str, Expression, DType | None]], wide: bool) -
         number[id(node)] = visit(node)
     sinks = tuple(Sink(kind, number[id(e)], dtype.name if dtype else "") for kind, e, dtype in targets)
     program = Program(tuple(instructions), sinks, tuple(dtypes), len(scalars), len(draws), wide)
-    return program, Bindings(tuple(leaves), tuple(scalars), tuple(draws))
+    return program, Bindings(tuple(filled), tuple(scalars), tuple(draws))
 
 
 def _below(roots: list[Expression]) -> list[Expression]:
@@ -118,17 +117,6 @@ def _below(roots: list[Expression]) -> list[Expression]:
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            if not node.is_scalar:
+            if not node.is_scalar and not isinstance(node, Load):
                 stack.extend((argument, False) for argument in reversed(node.arguments))
     return order
-
-
-def leaves_of(expression: Expression) -> list[Leaf | LowRank]:
-    """Every stored tensor an expression reads, scalars included, each once."""
-    found = {}
-    for node in walk([expression]):
-        if isinstance(node, Leaf):
-            found[id(node.tensor)] = node
-        elif isinstance(node, LowRank):
-            found[id(node.delta)] = node  # type: ignore[assignment]
-    return list(found.values())

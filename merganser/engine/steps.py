@@ -16,11 +16,11 @@ from merganser.checkpoint.dtypes import F32, F64
 from merganser.engine.kernels import compiler
 from merganser.engine.kernels.loops import BLOCK
 from merganser.engine.ledger import Ledger
-from merganser.engine.lowrank import Factors
 from merganser.engine.memory import SAMPLE
 from merganser.engine.plan import Output, Step, reducing_step
 from merganser.engine.program import Bindings, Program, build
 from merganser.engine.select import Selection
+from merganser.engine.sources import Source, open_source
 from merganser.errors import NonFiniteError, listing
 
 Array = np.ndarray[Any, Any]
@@ -84,11 +84,8 @@ class StepRun:
         self.digest_slots = step.digests
         self.digests: dict[int, dict[int, list[bytes]]] = {slot: {} for slot in step.digests}
         self.output_digests: dict[int, list[bytes]] = {}
-        self.factors = {
-            slot: Factors(load.delta)
-            for slot, load in enumerate(step.bindings.loads)
-            if not isinstance(load, Leaf)
-        }
+        self.sources: dict[int, Source] = {}
+        self._open_sources()
         self.reductions = step.reductions
         self._fill_slots()
         wide = self.program.wide if self.program else False
@@ -134,7 +131,7 @@ class StepRun:
         count = size if size <= SAMPLE else _RUN
         dtype = F64 if wide else F32
         program, bindings = build([("store", operand, dtype) for operand in operands], wide)
-        sampler = _Filled(program, bindings, self.values, count, self.factors_by_delta())
+        sampler = _Filled(program, bindings, self.values, count, self.sources)
         found = [np.empty(count * len(starts), np.float64 if wide else np.float32) for _ in operands]
         stride = count * (8 if wide else 4)
         for k, start in enumerate(starts):
@@ -155,14 +152,14 @@ class StepRun:
             if not self.ledger.is_shared(reduction)
         ]
 
-    def factors_by_delta(self) -> dict[int, Factors]:
-        """The loaded factors of adapters, by the identity of their delta."""
-        loads = self.bindings.loads
-        return {
-            id(load.delta): self.factors[slot]
-            for slot, load in enumerate(loads)
-            if not isinstance(load, Leaf)
-        }
+    def _open_sources(self) -> None:
+        """Open what the loads read from; sources are kept by the identity of their load."""
+        for load in self.bindings.loads:
+            if load.identity not in self.sources:
+                self.sources[load.identity] = open_source(load, self._formula)
+
+    def _formula(self, node: Expression) -> Source:
+        return Formula(node, self.values)
 
     # Tiles ------------------------------------------------------------------------------------------------------------
 
@@ -173,25 +170,19 @@ class StepRun:
         moved = 0
         pointers = []
         for slot, load in enumerate(self.bindings.loads):
-            if isinstance(load, Leaf):
-                nbytes = count * load.tensor.dtype.itemsize
-                buffer = buffers.take(slot, nbytes)
-                view = buffer[:nbytes].data
-                load.tensor.read_into(view, start)
-                moved += nbytes
-                if slot in self.digest_slots:
-                    self.digests[slot][index] = chunk_digests(view, load.tensor.dtype.itemsize)
-                pointers.append(buffer.ctypes.data)
-            else:
-                buffer = buffers.take(slot, count * 4)
-                buffer[: count * 4].view(np.float32)[:] = self.factors[slot].tile(start, count)
-                pointers.append(buffer.ctypes.data)
+            nbytes = count * load.dtype.itemsize
+            buffer = buffers.take(slot, nbytes)
+            view = buffer[:nbytes].data
+            self.sources[load.identity].read(view, start)
+            moved += nbytes
+            if slot in self.digest_slots:
+                self.digests[slot][index] = chunk_digests(view, load.dtype.itemsize)
+            pointers.append(buffer.ctypes.data)
         output = self.step.output
         result = None
         if output is not None:
             nbytes = count * output.dtype.itemsize
-            copied = output.copied_from is not None
-            result = buffers.take(0 if copied else "out", nbytes)[:nbytes]
+            result = buffers.take(0 if output.is_copy else "out", nbytes)[:nbytes]
         if self.program is not None:
             self._call(self.program, start, count, worker, pointers, result)
         if output is not None and result is not None:
@@ -265,7 +256,7 @@ class StepRun:
         at = int(wrong[0])
         guilty = []
         for load in self.bindings.loads:
-            if isinstance(load, Leaf):
+            if isinstance(load, Leaf) and load.dtype.is_float:
                 one = bytearray(load.tensor.dtype.itemsize)
                 load.tensor.read_into(memoryview(one), start + at)
                 if not np.isfinite(np.frombuffer(one, load.tensor.dtype.numpy).astype(np.float64)).all():
@@ -314,12 +305,7 @@ class StepRun:
         self.selections = [selection for _, _, selection in parts]
         self.reductions, self.bindings = self.step.reductions, self.step.bindings
         self._use(self.step.program)
-        held = self.factors_by_delta()
-        self.factors = {
-            slot: held[id(load.delta)]
-            for slot, load in enumerate(self.bindings.loads)
-            if not isinstance(load, Leaf)
-        }
+        self._open_sources()
         self.digest_slots = ()
         self._fill_slots()
         self._open_round(first=False)
@@ -327,7 +313,7 @@ class StepRun:
 
 
 class _Filled:
-    """A program with its slots filled, for runs of `count` elements outside the tile machinery."""
+    """A program with its slots filled, for stretches of up to `count` elements outside the tile machinery."""
 
     def __init__(
         self,
@@ -335,33 +321,43 @@ class _Filled:
         bindings: Bindings,
         values: dict[int, float],
         count: int,
-        factors: dict[int, Factors],
+        sources: dict[int, Source],
     ) -> None:
         memo: dict[int, float] = {}
         self.kernel = compiler.kernel(program)
         self.count = count
-        self.factors = factors
         self.loads = bindings.loads
-        sizes = [load.tensor.dtype.itemsize if isinstance(load, Leaf) else 4 for load in self.loads]
-        self.buffers = [np.empty(count * size, np.uint8) for size in sizes]
-        self.views = [buffer.data for buffer in self.buffers]
+        self.sources = [sources[load.identity] for load in self.loads]
         self.scalars = np.array(
             [evaluate(node, values, memo) for node in bindings.scalars] or [0.0], np.float64
         )
         self.keys = np.frombuffer(b"".join(map(_key, bindings.draws)) or bytes(8), np.uint32).copy()
-        self.none = np.zeros(3, np.int64)
-        arrays: list[Array] = [*self.buffers, self.scalars, self.keys]
-        self.front = [array.ctypes.data for array in arrays]
-        self.back = [self.none.ctypes.data] * 4
 
-    def run(self, start: int, outputs: list[int]) -> None:
-        """Compute the elements from `start` on into the arrays at the given addresses."""
-        for load, buffer, view in zip(self.loads, self.buffers, self.views, strict=True):
-            if isinstance(load, Leaf):
-                load.tensor.read_into(view, start)
-            else:
-                buffer.view(np.float32)[:] = self.factors[id(load.delta)].tile(start, self.count)
-        self.kernel(self.count, start, *self.front, *outputs, *self.back)
+    def run(self, start: int, outputs: list[int], count: int | None = None) -> None:
+        """Compute the elements from `start` on into the arrays at the given addresses. Any thread may call it."""
+        count = self.count if count is None else count
+        buffers = [source.raw(start, count) for source in self.sources]
+        none = np.zeros(3, np.int64)
+        arrays: list[Array] = [*buffers, self.scalars, self.keys]
+        front = [array.ctypes.data for array in arrays]
+        self.kernel(count, start, *front, *outputs, *[none.ctypes.data] * 4)
+
+
+class Formula(Source):
+    """A formula inside a rearranging node, computed for the stretch that is asked for."""
+
+    def __init__(self, node: Expression, values: dict[int, float]) -> None:
+        super().__init__(F64 if node.wide else F32)
+        program, bindings = build([("store", node, self.dtype)], node.wide)
+        opened: dict[int, Source] = {}
+        for load in bindings.loads:
+            opened[load.identity] = open_source(load, lambda inner: Formula(inner, values))
+        self.filled = _Filled(program, bindings, values, 0, opened)
+
+    def read(self, view: memoryview, start: int) -> None:
+        """Fill `view` with the formula's values."""
+        out = np.frombuffer(view, np.uint8)
+        self.filled.run(start, [out.ctypes.data], len(out) // self.dtype.itemsize)
 
 
 def evaluate(node: Expression, values: dict[int, float], memo: dict[int, float]) -> float:

@@ -21,7 +21,8 @@ class Manifest:
 
     All but `run` is a function of recipe, parents and version. `tensors` maps names to dtype, shape, file and digest;
     `parents` lists name, path, digest of what was read and how much of the parent that was; `files` maps the other
-    files of the checkpoint to their digests; `run` says what ran and how fast.
+    files of the checkpoint to their digests; `notes` are the reports of steps; `run` says what
+    ran and how fast.
     """
 
     version: str
@@ -33,6 +34,7 @@ class Manifest:
     tensors: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, str]
     unused: Mapping[str, list[str]]
+    notes: Sequence[Mapping[str, Any]] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     tool: str = "merganser"

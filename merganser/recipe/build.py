@@ -7,7 +7,7 @@ from typing import Any
 
 from merganser._facade import open as open_weights
 from merganser.algebra import Weights
-from merganser.errors import RequestError
+from merganser.errors import AlgebraError, RequestError
 from merganser.methods import Parameter
 from merganser.recipe.form import Recipe
 from merganser.recipe.settings import Setting
@@ -35,6 +35,16 @@ def build(
         for setting in settings.values():
             setting.check_patterns(names)
     weights = _by_variant(recipe, base, models, names, chosen)
+    for call in recipe.steps:
+
+        def open_model(path: str) -> Weights:
+            return open_weights(path, allow_pickle=allow_pickle, relative_to=recipe.directory)
+
+        settings = call.step.settings(call.raw, call.place, recipe.directory, open_model)
+        try:
+            weights = call.step.function(weights, **settings)
+        except (RequestError, AlgebraError) as error:
+            raise type(error)(f"{call.place}: {error}") from error
     fields: dict[str, Any] = {
         "dtype": recipe.dtype,
         "recipe": {**recipe.canonical, "seed": chosen},

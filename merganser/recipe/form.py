@@ -13,7 +13,7 @@ from typing import Any
 
 from merganser.checkpoint.dtypes import parse_dtype
 from merganser.errors import RequestError, did_you_mean
-from merganser.methods import Method, Parameter, get
+from merganser.methods import Method, Parameter, Step, get, get_step
 from merganser.recipe.document import parse, read_file
 from merganser.recipe.settings import Setting, read_setting, shown
 
@@ -21,14 +21,13 @@ Listed = tuple[str, str | None, Mapping[str, Setting]]
 """An entry of `models`: path, name and parameters."""
 
 _SHARED = ("models", "base_model", "parameters", "dtype", "out_dtype")
-_OWN_KEYS = ("method", *_SHARED, "seed", "degree")
+_OWN_KEYS = ("method", "model", *_SHARED, "steps", "seed", "degree")
 _MERGEKIT_KEYS = ("merge_method", *_SHARED)
 _LATER = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
 _LATER_METHODS = (
     "nuslerp",
     "multislerp",
     "karcher",
-    "passthrough",
     "model_stock",
     "arcee_fusion",
     "nearswap",
@@ -54,6 +53,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class StepCall:
+    """A step of a recipe: its settings as written, and its place in the recipe."""
+
+    step: Step
+    raw: Any
+    place: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe. `canonical` is what it says, in plain JSON; `directory` is where it lay.
 
@@ -70,6 +78,7 @@ class Recipe:
     dtype: str | None
     seed: int | None
     degree: float | None
+    steps: tuple[StepCall, ...]
     directory: Path | None
     source: str
     canonical: Mapping[str, Any]
@@ -113,6 +122,7 @@ class _Checker:
 
     def recipe(self) -> Recipe:
         self._keys()
+        self._single()
         self.method = self._method()
         parameters = self._parameters(self.raw.get("parameters"), "parameters", of_model=False)
         listed = self._models()
@@ -128,6 +138,7 @@ class _Checker:
             dtype=self._dtype(),
             seed=self._seed(),
             degree=self._degree(),
+            steps=self._steps(),
             directory=self.directory,
             source=self.source,
             canonical={},
@@ -160,10 +171,47 @@ class _Checker:
                     near = did_you_mean(key, (*known, "merge_method"))
                     text = f"unknown key{near} (known: {', '.join(known)})"
                 raise self._error(key, text)
-        if not self.mergekit and "method" not in self.raw:
+        if not self.mergekit and not {"method", "model"} & self.raw.keys():
             raise RequestError(
-                f"{self.source}: names no method; write method: (or merge_method:, for mergekit's form)"
+                f"{self.source}: names no method; write method: (or merge_method:, for mergekit's form), or model: "
+                "for steps on one model"
             )
+
+    def _single(self) -> None:
+        """`model: PATH` is short for one model passed through."""
+        if "model" not in self.raw:
+            return
+        for key in ("method", "models", "base_model", "parameters"):
+            if key in self.raw:
+                raise self._error("model", f"a recipe has either model (for steps on one model) or {key}")
+        raw = dict(self.raw)
+        model = raw.pop("model")
+        entry = {"model": model} if not isinstance(model, dict) else model
+        self.raw = {"method": "passthrough", "models": [entry], **raw}
+
+    def _steps(self) -> tuple[StepCall, ...]:
+        raw = self.raw.get("steps")
+        if raw is None:
+            return ()
+        if not isinstance(raw, list):
+            raise self._error("steps", f"expected a list of steps, not {shown(raw)}")
+        calls = []
+        for i, entry in enumerate(raw):
+            place = f"steps[{i}]"
+            if isinstance(entry, str):
+                entry = {entry: None}
+            if not isinstance(entry, dict) or len(entry) != 1:
+                raise self._error(
+                    place,
+                    f"expected one step, as in `take: {{axis: neurons, keep: 0-63}}`, not {shown(entry)}",
+                )
+            ((name, settings),) = entry.items()
+            try:
+                found = get_step(str(name))
+            except RequestError as error:
+                raise self._error(place, str(error)) from None
+            calls.append(StepCall(found, settings, f"{self.source}: {place}.{name}"))
+        return tuple(calls)
 
     def _method(self) -> Method:
         key = "merge_method" if self.mergekit else "method"
@@ -391,6 +439,7 @@ def _canonical(recipe: Recipe) -> dict[str, Any]:
         "merged": [recipe.models[i].label for i in recipe.inputs],
         "parameters": _plain(recipe.parameters),
         "dtype": recipe.dtype,
+        **({"steps": [{call.step.name: call.raw} for call in recipe.steps]} if recipe.steps else {}),
     }
 
 

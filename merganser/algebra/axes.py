@@ -1,0 +1,801 @@
+"""Operations on named axes: the meaning of a model's dimensions comes from its family's file.
+
+Every function takes weights and gives weights: each tensor that has the axis is rearranged, config.json follows, and
+what the stock loader cannot express is refused, with the nearest legal sizes. An axis that belongs to a layer
+(`neurons`) means all layers, each with the same indices, unless a mapping from layer to indices is given.
+
+Layers and experts are axes too: their elements are whole groups of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from merganser.algebra.expression import Expression, apply
+from merganser.algebra.rearranged import (
+    Array,
+    Indices,
+    Matrix,
+    Mixed,
+    joined,
+    product,
+    reshaped,
+    spread,
+    taken,
+)
+from merganser.algebra.weights import Entry, Weights
+from merganser.architectures import Axis, NamedTensor, Reading, get_key, read, with_key
+from merganser.architectures.notation import NORMS
+from merganser.checkpoint import Checkpoint
+from merganser.errors import AlgebraError, RequestError, listing
+
+Keep = Sequence[int] | np.ndarray[Any, Any]
+PerAxis = Keep | Mapping[Any, Any]
+ORTHOGONAL = 1e-4
+"""How far the product of a rotation with its transpose may be from the identity, in any element."""
+
+
+def reading_of(weights: Weights) -> Reading:
+    """How these weights are read: their axes, sizes and config.
+
+    Raises `RequestError` for weights without a config or a family file, `AlgebraError` where names were changed.
+    """
+    if weights.reading is not None:
+        return weights.reading
+    if weights.origin is None:
+        raise AlgebraError(f"{weights.label!r} has no model directory behind it, so its axes are not known")
+    reading = read(weights.origin)
+    if lost := [name for name in reading.tensors if name not in weights]:
+        raise AlgebraError(
+            f"{weights.label!r} lacks tensors of its model: {listing(lost)}; named axes need all of them"
+        )
+    if extra := [name for name in weights if name not in reading.tensors]:
+        raise AlgebraError(
+            f"{weights.label!r} has tensors that its family does not name: {listing(extra)}; was it renamed?"
+        )
+    return reading
+
+
+def axes(weights: Weights) -> dict[str, int]:
+    """The size of every axis and the count of every index, `neurons[3]` and so on."""
+    return {str(axis): size for axis, size in reading_of(weights).sizes.items()}
+
+
+# Moving elements ------------------------------------------------------------------------------------------------------
+
+
+def take(weights: Weights, axis: str, keep: PerAxis) -> Weights:
+    """Only the elements `keep` of an axis, in that order; all others are left out.
+
+    `keep` holds distinct indices from 0; for an axis of a layer it may be a mapping from layer (or tuple of layer and
+    expert) to indices. Raises `AlgebraError` for indices out of range or twice, for an axis whose elements have fixed
+    places (rotary pairs), and where config.json cannot follow.
+    """
+    reading = reading_of(weights)
+    wanted = _per_axis(reading, axis, keep)
+    for one, index in wanted.items():
+        if len(set(index.tolist())) != len(index):
+            raise reading.refused(f"take of {one}: an index is given twice; repeat copies elements")
+        if not len(index):
+            raise reading.refused(f"take of {one}: nothing would be left")
+    _refuse_moved(reading, axis, wanted)
+    return rearrange(weights, axis, wanted)
+
+
+def drop(weights: Weights, axis: str, indices: PerAxis) -> Weights:
+    """All elements of an axis but these."""
+    reading = reading_of(weights)
+    keep = {}
+    for one, index in _per_axis(reading, axis, indices).items():
+        keep[one.at] = np.setdiff1d(np.arange(reading.sizes[one]), index)
+    return take(weights, axis, keep)
+
+
+def permute(weights: Weights, axis: str, order: PerAxis) -> Weights:
+    """The elements of an axis in another order: element k of the result is element `order[k]`."""
+    reading = reading_of(weights)
+    wanted = _per_axis(reading, axis, order)
+    for one, index in wanted.items():
+        if sorted(index.tolist()) != list(range(reading.sizes[one])):
+            raise reading.refused(
+                f"permute of {one}: the order is no permutation of {reading.sizes[one]} elements"
+            )
+    _refuse_moved(reading, axis, wanted)
+    return rearrange(weights, axis, wanted)
+
+
+def repeat(weights: Weights, axis: str, times: int, *, interleave: bool = False) -> Weights:
+    """Every element of an axis `times` times: `0 1 2 0 1 2`, or with `interleave` `0 0 1 1 2 2`.
+
+    What reads the axis is repeated too, so sums over it grow by `times`: `widen` keeps the function.
+    """
+    reading = reading_of(weights)
+    if times < 1:
+        raise RequestError(f"repeat: times must be 1 or more, not {times}")
+    wanted = {}
+    for one in reading.instances(axis):
+        index = np.arange(reading.sizes[one])
+        wanted[one] = np.repeat(index, times) if interleave else np.tile(index, times)
+    _refuse_moved(reading, axis, wanted)
+    return rearrange(weights, axis, wanted)
+
+
+def pad(weights: Weights, axis: str, size: int) -> Weights:
+    """Zeros after the last element of an axis, up to `size` elements.
+
+    Zero neurons and heads change nothing in the function where zero times anything is zero behind them.
+    """
+    reading = reading_of(weights)
+    if axis in reading.family.indices:
+        raise reading.refused(f"pad: {axis} cannot be made of zeros; use repeat, or stack for layers")
+    wanted = {}
+    for one in reading.instances(axis):
+        old = reading.sizes[one]
+        if size < old:
+            raise reading.refused(f"pad of {one} to {size}: it has {old} already; take leaves elements out")
+        wanted[one] = np.concatenate([np.arange(old), np.full(size - old, -1)])
+    _refuse_moved(reading, axis, wanted)
+    return rearrange(weights, axis, wanted)
+
+
+def resize(weights: Weights, axis: str, size: int) -> Weights:
+    """The first `size` elements of an axis, or zeros after the last."""
+    reading = reading_of(weights)
+    longest = max(reading.sizes[one] for one in reading.instances(axis))
+    return pad(weights, axis, size) if size >= longest else take(weights, axis, range(size))
+
+
+def concat(parts: Sequence[Weights], axis: str) -> Weights:
+    """Several models one after the other along an axis; tensors without it are the first model's.
+
+    Two models' neurons side by side compute the sum of both; their layers one after the other are a deeper model.
+    Raises `AlgebraError` unless families and all other axes agree.
+    """
+    if not parts:
+        raise RequestError("concat needs at least one model")
+    first, *_ = parts
+    readings = [reading_of(part) for part in parts]
+    _same_but(readings, axis)
+    reading = readings[0]
+    if axis in reading.family.indices:
+        return stack([(part, range(_count(r, axis))) for part, r in zip(parts, readings, strict=True)], axis)
+    entries: dict[str, Entry] = {}
+    for name in first:
+        dims = [k for k, parts_of in enumerate(reading.parts(name)) if any(_has(p, axis) for p in parts_of)]
+        if not dims:
+            entries[name] = first.entry(name)
+            continue
+        if len(dims) > 1 or any(len(p) > 1 and _has(p[1:], axis) for p in reading.parts(name)[dims[0]]):
+            raise reading.refused(
+                f"concat along {axis}: tensor {name!r} does not have it as one outer dimension"
+            )
+        entry = first.entry(name)
+        pieces = _side_by_side(
+            [(part, r) for part, r in zip(parts, readings, strict=True)], name, dims[0], axis
+        )
+        entries[name] = Entry(pieces, entry.degree)
+    sizes = dict(reading.sizes)
+    for one in reading.instances(axis):
+        sizes[one] = sum(r.sizes[one] for r in readings)
+    return _changed(first, entries, reading.resized(sizes, reading.tensors), parts)
+
+
+def _side_by_side(parts: list[tuple[Weights, Reading]], name: str, dim: int, axis: str) -> Expression:
+    """A dimension of several parts (fused projections): each part is joined for itself."""
+    rows: list[Expression] = []
+    for k, part in enumerate(parts[0][1].parts(name)[dim]):
+        for weights, reading in parts if _has(part, axis) else parts[:1]:
+            lengths = [reading.length(p) for p in reading.parts(name)[dim]]
+            at = sum(lengths[:k])
+            index: list[Indices | None] = [None] * len(weights[name].shape)
+            index[dim] = np.arange(at, at + lengths[k])
+            rows.append(weights[name] if len(lengths) == 1 else taken(weights[name], index))
+    return joined(rows, dim)
+
+
+def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> Weights:
+    """The elements of an axis by index, -1 for zeros; what `take`, `permute`, `repeat` and `pad` share."""
+    reading = reading_of(weights)
+    entries = {}
+    for name in weights:
+        index = [_index_of(reading, dim, wanted) for dim in reading.parts(name)]
+        entry = weights.entry(name)
+        changed = any(i is not None for i in index)
+        entries[name] = Entry(taken(entry.expression, index), entry.degree) if changed else entry
+    sizes = {one: len(wanted[one]) if one in wanted else size for one, size in reading.sizes.items()}
+    tensors, config = dict(reading.tensors), dict(reading.config)
+    if axis in reading.family.indices:
+        entries, tensors, sizes = _copies(reading, entries, sizes, axis, wanted)
+        for key, numbered in reading.family.lists.items():
+            values = get_key(config, key)
+            if numbered == axis and isinstance(values, list):
+                config = with_key(config, key, [values[k] for k in wanted[Axis(axis)]])
+    return _changed(weights, entries, reading.resized(sizes, tensors, config))
+
+
+def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights:
+    """Copies (layers) of several models one after the other: `[(a, range(0, 12)), (b, range(6, 18))]`.
+
+    What stands before the copies in the family's file (embeddings) is the first model's, what stands after them (final
+    norm, head) the last one's. A model may be named more than once.
+    """
+    readings = [reading_of(weights) for weights, _ in parts]
+    if not readings:
+        raise RequestError("stack needs at least one model")
+    reading = readings[0]
+    if axis not in reading.family.indices or reading.family.indices[axis].scope:
+        known = [name for name, spec in reading.family.indices.items() if not spec.scope]
+        raise reading.refused(
+            f"stack: {axis} does not number parts of the whole model (those are {listing(known)})"
+        )
+    _same_but(readings, axis)
+    cut = [
+        take(weights, axis, keep) if _distinct(keep) else _copied(weights, axis, keep)
+        for weights, keep in parts
+    ]
+    entries: dict[str, Entry] = {}
+    tensors: dict[str, NamedTensor] = {}
+    sizes: dict[Axis, int] = {}
+    last = reading_of(cut[-1])
+    order = [spec.pattern for spec in reading.family.tensors]
+    final = max(k for k, spec in enumerate(reading.family.tensors) if axis in spec.indices)
+    begin: list[tuple[str, Entry, NamedTensor]] = []
+    late: list[tuple[str, Entry, NamedTensor]] = []
+    offset = 0
+    for part in cut:
+        own = reading_of(part)
+        for name, named in own.tensors.items():
+            if axis not in dict(named.at):
+                continue
+            at = tuple((k, v + offset if k == axis else v) for k, v in named.at)
+            new = own.name(named.spec, dict(at))
+            entries[new], tensors[new] = part.entry(name), NamedTensor(named.spec, at)
+        for one, size in own.sizes.items():
+            sizes[_shifted(own, one, axis, offset)] = size
+        offset += _count(own, axis)
+    sizes[Axis(axis)] = offset
+    for name, named in reading.tensors.items():
+        if axis in dict(named.at):
+            continue
+        after = order.index(named.spec.pattern) > final
+        home = cut[-1] if after and name in last.tensors else cut[0]
+        (late if after else begin).append((name, home.entry(name), named))
+    entries = {n: e for n, e, _ in begin} | entries | {n: e for n, e, _ in late}
+    tensors = {n: t for n, _, t in begin} | tensors | {n: t for n, _, t in late}
+    config = dict(reading.config)
+    for key, index in reading.family.lists.items():
+        lists = [get_key(reading_of(part).config, key) for part in cut]
+        if index == axis and all(isinstance(values, list) for values in lists):
+            config = with_key(config, key, [value for values in lists for value in values])
+    return _changed(cut[0], entries, reading.resized(sizes, tensors, config), cut)
+
+
+# Changing elements ----------------------------------------------------------------------------------------------------
+
+
+def scale(
+    weights: Weights,
+    axis: str,
+    by: Sequence[float] | np.ndarray[Any, Any] | Mapping[Any, Any],
+    *,
+    side: str = "both",
+) -> Weights:
+    """Elements of an axis times numbers, one per element.
+
+    `side` is "write" for the tensors that produce the axis, "read" for the matrices that sum over it, "both" for times
+    on one and divided by on the other (what is linear in the axis then keeps its function).
+    """
+    reading = reading_of(weights)
+    if side not in ("read", "write", "both"):
+        raise RequestError(f"scale: side must be read, write or both, not {side!r}")
+    factors = {}
+    for one, values in _mapped(reading, axis, by).items():
+        vector = np.asarray(values, np.float64)
+        if vector.shape != (reading.sizes[one],):
+            raise reading.refused(f"scale of {one}: {vector.size} numbers for {reading.sizes[one]} elements")
+        if side == "both" and (vector == 0).any():
+            raise reading.refused(
+                f"scale of {one}: a factor is zero, and the other side would be divided by it"
+            )
+        factors[one] = vector
+    entries = {}
+    for name in weights:
+        named, entry = reading.tensors[name], weights.entry(name)
+        for dim, parts in enumerate(reading.parts(name)):
+            if not any(_has(part, axis) for part in parts) or entry.carried:
+                continue
+            reads = dim == named.spec.reads
+            if side != "both" and (side == "read") != reads:
+                continue
+            vector = _vector_of(
+                reading, parts, {k: 1 / v if reads and side == "both" else v for k, v in factors.items()}
+            )
+            entry = Entry(_times(entry.expression, vector, dim), entry.degree)
+        entries[name] = entry
+    return weights._with(entries)
+
+
+def fold_norms(weights: Weights) -> Weights:
+    """Every norm's weight (and bias) multiplied into the matrices that read it, so that the norm itself is plain.
+
+    The function stays. A head that shares the embedding gets a matrix of its own. Raises `AlgebraError` where a norm's
+    output is read by nothing in this checkpoint, or a bias is needed that the model does not have.
+    """
+    reading = reading_of(weights)
+    for norm in reading.family.norms.values():
+        plain = [head for head in norm.readers if norm.place == "folded" and "{" not in head]
+        if any(reading.name(reading.family.by_module[head][0], {}) in reading.left_out for head in plain):
+            weights = untie(weights)
+    reading = reading_of(weights)
+    entries = {name: weights.entry(name) for name in weights}
+    for norm in reading.family.norms.values():
+        if norm.place != "folded":
+            continue
+        for name, named in reading.tensors.items():
+            if named.spec.module == norm.module and named.spec.pattern.endswith(".weight"):
+                _fold(reading, entries, name, named, norm.readers)
+    return _changed(weights, entries, reading)
+
+
+def _fold(
+    reading: Reading, entries: dict[str, Entry], name: str, named: NamedTensor, readers: Sequence[str]
+) -> None:
+    place = dict(named.at)
+    found = [
+        (other, tensor)
+        for other, tensor in reading.tensors.items()
+        if tensor.spec.module in readers and place.items() <= dict(tensor.at).items()
+    ]
+    weight = entries[name].expression
+    bias_name = name.removesuffix("weight") + "bias"
+    if not any(tensor.spec.reads is not None for _, tensor in found):
+        raise reading.refused(
+            f"the norm {name!r} cannot be folded: nothing in this checkpoint reads its output"
+        )
+    offset = NORMS[named.spec.kind]
+    factor = apply("add", weight, offset) if offset else weight
+    for other, tensor in found:
+        dim = tensor.spec.reads
+        if dim is None:
+            continue
+        matrix = entries[other]
+        if bias_name in entries:
+            own = other.removesuffix("weight") + "bias"
+            if own not in entries:
+                raise reading.refused(
+                    f"the bias of the norm {bias_name!r} cannot be folded: {other!r} has no bias to take it up"
+                )
+            row = reshaped(entries[bias_name].expression, (1, entries[bias_name].expression.size))
+            moved = product(matrix.expression, row, dim)
+            moved = reshaped(moved, entries[own].expression.shape)
+            entries[own] = Entry(apply("add", entries[own].expression, moved), entries[own].degree)
+        spread_out = spread(factor, matrix.expression.shape, dim)
+        entries[other] = Entry(apply("mul", matrix.expression, spread_out), matrix.degree)
+    plain = apply("add", apply("mul", weight, 0.0), 1.0 - offset)
+    entries[name] = Entry(plain, entries[name].degree)
+    if bias_name in entries:
+        entries[bias_name] = Entry(
+            apply("mul", entries[bias_name].expression, 0.0), entries[bias_name].degree
+        )
+
+
+def mix(weights: Weights, axis: str, rows: Matrix, coefficients: Matrix) -> Weights:
+    """Elements of an axis as sums of a few old ones: element i is `sum_j coefficients[i, j] * old[rows[i, j]]`.
+
+    rows: int64 [m, k], -1 for none; coefficients: float [m, k]. Tensors that have the axis as one whole dimension
+    (an embedding's vocabulary) are computed in f32; for another axis an `AlgebraError` says so.
+    """
+    reading = reading_of(weights)
+    rows, coefficients = np.asarray(rows, np.int64), np.asarray(coefficients, np.float32)
+    if rows.ndim != 2 or rows.shape != coefficients.shape:
+        raise RequestError(
+            f"mix: rows {list(rows.shape)} and coefficients {list(coefficients.shape)} must be [m, k] both"
+        )
+    for one in reading.instances(axis):
+        if rows.size and not (rows.min() >= -1 and rows.max() < reading.sizes[one]):
+            raise reading.refused(
+                f"mix of {one}: row {int(rows.max())} is out of range, it has {reading.sizes[one]}"
+            )
+    entries = {}
+    for name in weights:
+        entry = weights.entry(name)
+        for dim, parts in enumerate(reading.parts(name)):
+            if not any(_has(part, axis) for part in parts):
+                continue
+            if len(parts) != 1 or len(parts[0]) != 1:
+                raise reading.refused(f"mix: tensor {name!r} has {axis} only as a part of a dimension")
+            entry = Entry(_mixed(entry.expression, dim, rows, coefficients), entry.degree)
+        entries[name] = entry
+    sizes = {one: len(rows) if one.name == axis else size for one, size in reading.sizes.items()}
+    return _changed(weights, entries, reading.resized(sizes, reading.tensors))
+
+
+def _mixed(node: Expression, dim: int, rows: Matrix, coefficients: Matrix) -> Expression:
+    """Rows are mixed lazily; along another dimension the same sums are a matrix."""
+    if node.carried:
+        raise AlgebraError("integer and bool tensors cannot be mixed")
+    if dim == 0:
+        return Mixed(node, rows, coefficients)
+    matrix = np.zeros((len(rows), node.shape[dim]), np.float32)
+    for k in range(rows.shape[1]):
+        held = np.flatnonzero(rows[:, k] >= 0)
+        np.add.at(matrix, (held, rows[held, k]), coefficients[held, k])
+    return product(node, matrix, dim)
+
+
+def untie(weights: Weights) -> Weights:
+    """A matrix of its own for an output head that shares the embedding; the function stays."""
+    reading = reading_of(weights)
+    entries = {name: weights.entry(name) for name in weights}
+    tensors, config = dict(reading.tensors), dict(reading.config)
+    for head, shared in reading.left_out.items():
+        plain = (s for s in reading.family.tensors if not s.indices)
+        spec = next(s for s in plain if reading.name(s, {}) == head)
+        entries[head], tensors[head] = entries[shared], NamedTensor(spec, ())
+        config["tie_word_embeddings"] = False
+    return _changed(weights, entries, replace(reading, tensors=tensors, config=config))
+
+
+def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int, ...], Matrix]) -> Weights:
+    """An orthogonal matrix on an axis, applied to every tensor that carries it: x becomes `matrix @ x`.
+
+    The function stays. Only axes on which the model is linear can be turned: `residual` and `value_dim`. Norms on the
+    residual stream are folded first; where they are layer norms (which subtract the mean) the matrix must keep the
+    vector of ones. Models that normalise the stream itself (BERT) or the end of a branch (Gemma 2) cannot be turned.
+    """
+    reading = reading_of(weights)
+    reading.family.axis(axis)
+    if not (axis.endswith("residual") or axis == "value_dim"):
+        raise reading.refused(
+            f"rotate: {axis} passes through a nonlinearity; residual and value_dim can be rotated"
+        )
+    matrices = {}
+    for one, values in _mapped(reading, axis, matrix, whole=True).items():
+        matrices[one] = _orthogonal(reading, one, values)
+    touched = {
+        name: named
+        for name, named in reading.tensors.items()
+        if named.spec.kind in NORMS and any(_has(p, axis) for dim in reading.parts(name) for p in dim)
+    }
+    for name, named in touched.items():
+        norm = reading.family.norms.get(named.spec.module)
+        if norm is None or norm.place != "folded":
+            where = norm.place if norm else "axis itself"
+            raise reading.refused(
+                f"rotate: the norm {name!r} is on the {where}, its weights belong to the axes as they are"
+            )
+        if named.spec.kind == "layernorm":
+            for one, values in matrices.items():
+                if np.abs(values.sum(axis=1) - 1).max() > ORTHOGONAL:
+                    raise reading.refused(
+                        f"rotate of {one}: {name!r} subtracts the mean, so the matrix must keep the vector of ones "
+                        "(every row must sum to 1)"
+                    )
+    if touched:
+        weights = fold_norms(weights)
+        reading = reading_of(weights)
+    entries = {}
+    for name in weights:
+        entry = weights.entry(name)
+        if name not in touched:
+            for dim, parts in enumerate(reading.parts(name)):
+                if any(_has(part, axis) for part in parts):
+                    entry = Entry(_turned(reading, entry.expression, dim, parts, matrices), entry.degree)
+        entries[name] = entry
+    return _changed(weights, entries, reading)
+
+
+def widen(weights: Weights, axis: str, size: int, *, allow_inexact: bool = False) -> Weights:
+    """More elements of an axis, copies of those there are, with the same function.
+
+    The matrices that sum over the axis are divided by how often an element is there. Exact for neurons, heads and
+    groups of heads at any size; for the residual at multiples of its size (every element equally often, so that norms
+    see the same mean), except where the family's file says why not (`allow_inexact` does it all the same).
+    """
+    reading = reading_of(weights)
+    reason = reading.family.inexact.get(axis)
+    if reason and not allow_inexact:
+        raise reading.refused(f"widen of {axis} does not keep the function: {reason}")
+    if axis.endswith("residual"):
+        weights = untie(weights)
+        reading = reading_of(weights)
+    wanted, shares = {}, {}
+    for one in reading.instances(axis):
+        old = reading.sizes[one]
+        if size < old:
+            raise reading.refused(f"widen of {one} to {size}: it has {old} already; take makes it narrower")
+        if axis.endswith("residual") and size % old:
+            raise reading.refused(
+                f"widen of {axis} to {size}: norms keep their value only when every element is there equally often; "
+                f"the nearest sizes are {size // old * old or old} and {(size // old + 1) * old}"
+            )
+        index = np.arange(size) % old
+        wanted[one], shares[one] = index, 1.0 / np.bincount(index, minlength=old)
+    _refuse_moved(reading, axis, wanted)
+    if axis in reading.family.indices:
+        raise reading.refused(f"widen: {axis} is no width; use stack or repeat")
+    divided = scale(weights, axis, {one.at: share for one, share in shares.items()}, side="read")
+    return rearrange(divided, axis, wanted)
+
+
+def element_norms(
+    weights: Weights, axis: str, norm: str, compute: Callable[[str], Matrix]
+) -> dict[Axis, Matrix]:
+    """The norm (l1 or l2, f64) of every element of an axis over all tensors that carry it, read one at a time."""
+    reading = reading_of(weights)
+    found = {one: np.zeros(reading.sizes[one]) for one in reading.instances(axis)}
+    if not found:
+        raise reading.refused(f"this model has no tensor with the axis {axis}")
+    for name in weights:
+        if weights.entry(name).carried or not any(_has(p, axis) for dim in reading.parts(name) for p in dim):
+            continue
+        values = np.abs(np.asarray(compute(name), np.float64))
+        powers = values * values if norm == "l2" else values
+        for dim, parts in enumerate(reading.parts(name)):
+            others = tuple(k for k in range(powers.ndim) if k != dim)
+            line = powers.sum(axis=others)
+            at = 0
+            for part in parts:
+                lengths = [f if isinstance(f, int) else reading.sizes[f] for f in part]
+                end = at + reading.length(part)
+                for k, factor in enumerate(part):
+                    if isinstance(factor, Axis) and factor in found:
+                        rest = tuple(j for j in range(len(part)) if j != k)
+                        found[factor] += line[at:end].reshape(lengths).sum(axis=rest)
+                at = end
+    return {one: np.sqrt(total) if norm == "l2" else total for one, total in found.items()}
+
+
+def silence(weights: Weights, axis: str, copies: Sequence[int]) -> Weights:
+    """Zeros in everything that the given copies (layers) write to the residual stream: they compute nothing.
+
+    In models that normalise what a block reads (all modern decoders) a silent layer is the identity, so a model grown
+    by silent layers starts as the same function. Refused where the stream itself is normalised (BERT).
+    """
+    reading = reading_of(weights)
+    if any(norm.place == "stream" and "{" in norm.module for norm in reading.family.norms.values()):
+        raise reading.refused(
+            f"a {axis} without output is not the identity here: the stream itself is normalised in it"
+        )
+    return scale_outputs(weights, axis, dict.fromkeys(copies, 0.0))
+
+
+def scale_outputs(weights: Weights, axis: str, factors: Mapping[int, float]) -> Weights:
+    """What copies (layers) write to the residual stream, times a factor for each."""
+    reading, entries = reading_of(weights), {}
+    for name in weights:
+        named, entry = reading.tensors[name], weights.entry(name)
+        factor = factors.get(dict(named.at).get(axis, -1), 1.0) if named.spec.kind not in NORMS else 1.0
+        dim = named.spec.writes
+        if factor != 1.0 and dim is not None and any("residual" in a for a in named.spec.dims[dim].axes):
+            entry = Entry(apply("mul", entry.expression, factor), entry.degree)
+        entries[name] = entry
+    return _changed(weights, entries, reading)
+
+
+# Helpers --------------------------------------------------------------------------------------------------------------
+
+
+def _per_axis(reading: Reading, axis: str, given: PerAxis) -> dict[Axis, Indices]:
+    """The indices for every instance of an axis, checked for their range."""
+    wanted = {}
+    for one, values in _mapped(reading, axis, given).items():
+        index = np.asarray(list(values) if not isinstance(values, np.ndarray) else values)
+        if index.size and (index.ndim != 1 or index.dtype.kind not in "iu"):
+            raise RequestError(f"indices of {one} must be whole numbers in a list")
+        index = index.astype(np.int64)
+        size = reading.sizes[one]
+        if wrong := index[(index < 0) | (index >= size)].tolist():
+            raise reading.refused(
+                f"index {wrong[0]} is out of range: {one} has {size} elements (0 to {size - 1})"
+            )
+        wanted[one] = index
+    return wanted
+
+
+def _mapped(reading: Reading, axis: str, given: Any, *, whole: bool = False) -> dict[Axis, Any]:
+    """A value for every instance of an axis, or for those that a mapping names."""
+    instances = reading.instances(axis)
+    if not instances:
+        raise reading.refused(f"this model has no tensor with the axis {axis}")
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(instances, given)
+    found = {}
+    for at, value in given.items():
+        one = Axis(axis, at if isinstance(at, tuple) else (at,))
+        if one not in reading.sizes:
+            raise reading.refused(f"there is no {one} (there are {listing(map(str, instances), 4)})")
+        found[one] = value
+    return found
+
+
+def _refuse_moved(reading: Reading, axis: str, wanted: Mapping[Axis, Indices]) -> None:
+    """Elements with fixed places may be cut off or added at the end, never moved."""
+    reason = reading.family.fixed.get(axis)
+    if reason is None:
+        return
+    for one, index in wanted.items():
+        size = min(len(index), reading.sizes[one])
+        if not np.array_equal(index[:size], np.arange(size)) or (
+            len(index) > size and (index[size:] >= 0).any()
+        ):
+            raise reading.refused(f"the elements of {one} have fixed places: {reason}")
+
+
+def _index_of(
+    reading: Reading, dim: Sequence[tuple[Axis | int, ...]], wanted: Mapping[Axis, Indices]
+) -> Indices | None:
+    """Where each element of a dimension comes from; None where nothing moves."""
+    if not any(factor in wanted for part in dim for factor in part):
+        return None
+    pieces, offset = [], 0
+    for part in dim:
+        lengths = [f if isinstance(f, int) else reading.sizes[f] for f in part]
+        count = int(np.prod(lengths, dtype=np.int64))
+        grid = np.arange(count).reshape(lengths)
+        for k, factor in enumerate(part):
+            index = wanted.get(factor) if isinstance(factor, Axis) else None
+            if index is not None:
+                grid = np.take(grid, np.maximum(index, 0), axis=k)
+                grid[(slice(None),) * k + (index < 0,)] = -1
+        flat = grid.reshape(-1)
+        pieces.append(np.where(flat < 0, -1, flat + offset))
+        offset += count
+    return np.concatenate(pieces)
+
+
+def _vector_of(
+    reading: Reading, dim: Sequence[tuple[Axis | int, ...]], factors: Mapping[Axis, Matrix]
+) -> Matrix:
+    """One number per element of a dimension, from numbers per element of an axis in it."""
+    pieces = []
+    for part in dim:
+        lengths = [f if isinstance(f, int) else reading.sizes[f] for f in part]
+        grid = np.ones(lengths)
+        for k, factor in enumerate(part):
+            if isinstance(factor, Axis) and factor in factors:
+                shape = [1] * len(lengths)
+                shape[k] = lengths[k]
+                grid = grid * factors[factor].reshape(shape)
+        pieces.append(grid.reshape(-1))
+    return np.concatenate(pieces)
+
+
+def _times(node: Expression, vector: Matrix, dim: int) -> Expression:
+    values = vector.astype(np.float64 if node.wide else np.float32)
+    return apply("mul", node, spread(Array(values), node.shape, dim))
+
+
+def _turned(
+    reading: Reading,
+    node: Expression,
+    dim: int,
+    parts: Sequence[tuple[Axis | int, ...]],
+    matrices: Mapping[Axis, Matrix],
+) -> Expression:
+    """A dimension with matrices applied to an axis inside it."""
+    lengths = [reading.length(part) for part in parts]
+    pieces = []
+    for part, (at, end) in zip(parts, pairwise(np.cumsum([0, *lengths]).tolist()), strict=True):
+        index: list[Indices | None] = [None] * len(node.shape)
+        index[dim] = np.arange(at, end)
+        piece = node if len(parts) == 1 else taken(node, index)
+        for k, factor in enumerate(part):
+            if isinstance(factor, Axis) and factor in matrices:
+                inner = [f if isinstance(f, int) else reading.sizes[f] for f in part]
+                shape = piece.shape
+                wide = (*shape[:dim], *inner, *shape[dim + 1 :])
+                piece = reshaped(product(reshaped(piece, wide), matrices[factor], dim + k), shape)
+        pieces.append(piece)
+    return joined(pieces, dim)
+
+
+def _orthogonal(reading: Reading, one: Axis, values: Matrix) -> Matrix:
+    matrix = np.asarray(values, np.float64)
+    size = reading.sizes[one]
+    if matrix.shape != (size, size):
+        raise reading.refused(f"rotate of {one}: a matrix of shape {list(matrix.shape)} for {size} elements")
+    if not np.abs(matrix @ matrix.T - np.eye(size)).max() <= ORTHOGONAL:
+        raise reading.refused(f"rotate of {one}: the matrix is not orthogonal")
+    return matrix.astype(np.float32)
+
+
+def _copies(
+    reading: Reading,
+    entries: Mapping[str, Entry],
+    sizes: Mapping[Axis, int],
+    axis: str,
+    wanted: Mapping[Axis, Indices],
+) -> tuple[dict[str, Entry], dict[str, NamedTensor], dict[Axis, int]]:
+    """Whole groups of tensors (layers, experts) by index, renumbered."""
+    scope = reading.family.indices[axis].scope
+    made: list[tuple[tuple[int, int, int], str, Entry, NamedTensor]] = []
+    first = min((k for k, t in enumerate(reading.tensors.values()) if axis in dict(t.at)), default=0)
+    for k, (name, named) in enumerate(reading.tensors.items()):
+        place = dict(named.at)
+        index = wanted.get(Axis(axis, tuple(place[outer] for outer in scope))) if axis in place else None
+        if index is None:
+            made.append(((first if axis in place else k, place.get(axis, -1), k), name, entries[name], named))
+            continue
+        for new in np.flatnonzero(index == place[axis]).tolist():
+            moved = NamedTensor(named.spec, tuple((n, new if n == axis else v) for n, v in named.at))
+            made.append(((first, new, k), reading.name(moved.spec, dict(moved.at)), entries[name], moved))
+    made.sort(key=lambda item: item[0])
+    moved_sizes: dict[Axis, int] = {}
+    for one, size in sizes.items():
+        outer = reading.family.axis(one.name).scope
+        index = None
+        if axis in outer:
+            place = dict(zip(outer, one.at, strict=True))
+            index = wanted.get(Axis(axis, tuple(place[o] for o in scope)))
+        if index is None:
+            moved_sizes[one] = size
+            continue
+        for new in np.flatnonzero(index == place[axis]).tolist():
+            moved_sizes[Axis(one.name, tuple(new if o == axis else place[o] for o in outer))] = size
+    return {n: e for _, n, e, _ in made}, {n: t for _, n, _, t in made}, moved_sizes
+
+
+def _copied(weights: Weights, axis: str, keep: Keep) -> Weights:
+    reading = reading_of(weights)
+    wanted = _per_axis(reading, axis, keep)
+    if any(not len(index) for index in wanted.values()):
+        raise reading.refused(f"stack: no {axis} is left of {weights.label!r}")
+    return rearrange(weights, axis, wanted)
+
+
+def _distinct(keep: Keep) -> bool:
+    values = [int(k) for k in keep]
+    return len(set(values)) == len(values)
+
+
+def _shifted(reading: Reading, one: Axis, axis: str, offset: int) -> Axis:
+    scope = reading.family.axis(one.name).scope
+    return Axis(one.name, tuple(v + offset if o == axis else v for o, v in zip(scope, one.at, strict=True)))
+
+
+def _count(reading: Reading, axis: str) -> int:
+    return reading.sizes[Axis(axis)]
+
+
+def _has(part: Sequence[Axis | int], axis: str) -> bool:
+    return any(isinstance(factor, Axis) and factor.name == axis for factor in part)
+
+
+def _same_but(readings: Sequence[Reading], axis: str) -> None:
+    """Raise `AlgebraError` unless models agree in family, tensors and the sizes of all other axes."""
+    first = readings[0]
+    for other in readings[1:]:
+        if other.family.name != first.family.name:
+            raise AlgebraError(
+                f"{first.source} is of the family {first.family.name} and {other.source} of {other.family.name}"
+            )
+        mine = {one.name: size for one, size in first.sizes.items()}
+        theirs = {one.name: size for one, size in other.sizes.items()}
+        for name in mine.keys() & theirs.keys() - {axis}:
+            if mine[name] != theirs[name]:
+                raise AlgebraError(
+                    f"{name} is {mine[name]} in {first.source} and {theirs[name]} in {other.source}; only {axis} may "
+                    f"differ (take, pad or widen makes {name} equal)"
+                )
+
+
+def _changed(
+    weights: Weights, entries: Mapping[str, Entry], reading: Reading, others: Sequence[Weights] = ()
+) -> Weights:
+    """The weights with new tensors, and the config that says so."""
+    checkpoints: dict[int, Checkpoint] = {}
+    for part in (weights, *others):
+        checkpoints |= {id(c): c for c in part.checkpoints}
+    kept: Callable[[str], bool] = reading.tensors.__contains__
+    return weights._with(
+        entries,
+        reading=reading,
+        checkpoints=tuple(checkpoints.values()),
+        dropped=frozenset(filter(kept, weights.dropped)),
+    )

@@ -1,0 +1,423 @@
+"""A model family: what its data file says, checked for contradictions when it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from merganser.architectures.notation import (
+    NORMS,
+    FamilyError,
+    Formula,
+    TensorSpec,
+    parse_module,
+)
+from merganser.errors import RequestError, did_you_mean
+
+KEYS = {
+    "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
+    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when",
+}  # fmt: skip
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+FOLDED, BRANCH, STREAM = "folded", "branch", "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSpec:
+    """An axis, or an index in tensor names (a layer, an expert); an index may also be an axis (of a router's rows).
+
+    `scope` are the indices it belongs to: `neurons[layer]` may have other elements in every layer. `size` is a formula
+    of config keys and of axes named before it.
+    """
+
+    name: str
+    scope: tuple[str, ...]
+    size: Formula
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """Where a normalisation sits.
+
+    `readers` are the modules that read its output, all of them, so that its weight can be folded into theirs. `place`
+    is "folded" for those, "branch" for a norm at the end of a branch before it is added to the residual stream, and
+    "stream" for a norm on the stream itself.
+    """
+
+    module: str
+    place: str
+    readers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the stock loader takes for granted, of all model types of the file or of one."""
+
+    formula: Formula
+    model_type: str | None = None
+
+    def concerns(self, config: Mapping[str, Any]) -> bool:
+        """Whether the rule holds for a model with this config."""
+        return self.model_type in (None, config.get("model_type"))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSpec:
+    """How a family of mixtures of experts stands to a dense one.
+
+    `index` numbers the experts, `neurons` is the axis inside one, `router` the module that chooses, `per_token` the
+    config key of how many it chooses. `dense` is the model type of the dense sibling, `modules` maps modules of an
+    expert to its modules, `settings` are config keys that the sibling does not have.
+    """
+
+    index: str
+    neurons: str
+    router: str
+    per_token: str
+    dense: str
+    modules: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One data file. `heads` are the tensors outside the body; a checkpoint of the bare body has none of them.
+
+    `curved` are modules whose output passes through a nonlinearity although it has a residual axis, and which: such an
+    axis can be put in another order, and not be rotated.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    body: str
+    wrappers: tuple[str, ...]
+    axes: Mapping[str, AxisSpec]
+    indices: Mapping[str, AxisSpec]
+    config: Mapping[str, Formula]
+    lists: Mapping[str, str]
+    fixed: Mapping[str, str]
+    require: tuple[Rule, ...]
+    when: Mapping[str, Formula]
+    tensors: tuple[TensorSpec, ...]
+    heads: frozenset[str]
+    tied: Mapping[str, str]
+    norms: Mapping[str, NormSpec]
+    inexact: Mapping[str, str]
+    experts: ExpertSpec | None = None
+    curved: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def by_module(self) -> dict[str, list[TensorSpec]]:
+        """The tensors of every module pattern."""
+        found: dict[str, list[TensorSpec]] = {}
+        for spec in self.tensors:
+            found.setdefault(spec.module, []).append(spec)
+        return found
+
+    @cached_property
+    def by_template(self) -> dict[str, list[TensorSpec]]:
+        """The tensors by their name with every number replaced by `#`."""
+        found: dict[str, list[TensorSpec]] = {}
+        for spec in self.tensors:
+            found.setdefault(template(re.sub(r"\{\w+\}", "0", spec.pattern)), []).append(spec)
+        return found
+
+    def match(self, name: str) -> tuple[TensorSpec, dict[str, int]] | None:
+        """The line that names a tensor, and the values of its indices."""
+        for spec in self.by_template.get(template(name), ()):
+            found = _regex(spec.pattern).fullmatch(name)
+            if found is not None:
+                return spec, {index: int(value) for index, value in found.groupdict().items()}
+        return None
+
+    def axis(self, name: str) -> AxisSpec:
+        """An axis or index by name. Raises `RequestError` with the nearest name."""
+        found = self.axes.get(name) or self.indices.get(name)
+        if found is None:
+            known = [*self.axes, *self.indices]
+            raise RequestError(
+                f"the family {self.name} has no axis {name!r}{did_you_mean(name, known)} (it has {', '.join(known)})"
+            )
+        return found
+
+
+def template(name: str) -> str:
+    """A tensor name with its numbers replaced by `#`."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
+
+
+@cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", pattern)
+    seen: set[str] = set()
+    text = ""
+    for k, part in enumerate(parts):
+        if k % 2 == 0:
+            text += re.escape(part)
+        else:
+            text += f"(?P={part})" if part in seen else rf"(?P<{part}>0|[1-9]\d{{0,8}})"
+            seen.add(part)
+    return re.compile(text)
+
+
+def parse_family(text: str, place: str) -> Family:
+    """The family that a YAML text describes. Raises `FamilyError` that says where it contradicts itself."""
+    try:
+        raw = yaml.load(text, Loader=LOADER)
+    except yaml.YAMLError as error:
+        raise FamilyError(f"{place}: not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise FamilyError(f"{place}: expected a mapping")
+    if unknown := sorted(set(raw) - KEYS):
+        raise FamilyError(f"{place}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], KEYS)}")
+    for key in ("family", "model_types", "axes", "modules"):
+        if key not in raw:
+            raise FamilyError(f"{place}: lacks {key!r}")
+    for key in set(raw) - {"family", "model_types", "body", "wrappers", "require"}:
+        if not isinstance(raw[key], dict):
+            raise FamilyError(f"{place}: {key}: expected a mapping")
+    place = f"{place} ({raw['family']})"
+    indices = _axes(raw.get("indices", {}), place)
+    axes = _axes(raw["axes"], place)
+    body = _modules(raw["modules"], place)
+    heads = _modules(raw.get("heads", {}), place)
+    family = Family(
+        name=str(raw["family"]),
+        model_types=tuple(raw["model_types"]),
+        body=str(raw.get("body", "")),
+        wrappers=tuple(raw.get("wrappers", ())),
+        axes=axes,
+        indices=indices,
+        config={str(key): Formula(str(value)) for key, value in raw.get("config", {}).items()},
+        lists=dict(raw.get("lists", {})),
+        fixed=dict(raw.get("fixed", {})),
+        require=tuple(rule for line in raw.get("require", ()) for rule in _rules(line)),
+        when={str(module): Formula(str(value)) for module, value in raw.get("when", {}).items()},
+        tensors=tuple(body + heads),
+        heads=frozenset(spec.pattern for spec in heads),
+        tied=dict(raw.get("tied", {})),
+        norms=_norms(raw.get("norms", {}), place),
+        inexact=dict(raw.get("inexact", {})),
+        experts=_experts(raw.get("experts"), place),
+        curved=dict(raw.get("curved", {})),
+    )
+    _check(family, place)
+    return family
+
+
+def _axes(raw: Mapping[str, Any], place: str) -> dict[str, AxisSpec]:
+    axes = {}
+    for key, value in raw.items():
+        found = re.fullmatch(r"(\w+)(?:\[(\w+(?:, ?\w+)*)\])?", str(key))
+        if found is None:
+            raise FamilyError(f"{place}: {key!r} is not the name of an axis, as in neurons[layer]")
+        name, scope = found[1], tuple(re.split(r", ?", found[2])) if found[2] else ()
+        axes[name] = AxisSpec(name, scope, Formula(str(value)))
+    return axes
+
+
+def _modules(raw: Mapping[str, Any], place: str, prefix: str = "") -> list[TensorSpec]:
+    """Modules in the order of the file; a key whose value is a mapping is a prefix of the names inside.
+
+    A prefix that ends in `?` may be missing with everything inside.
+    """
+    specs: list[TensorSpec] = []
+    for name, value in raw.items():
+        if isinstance(value, Mapping):
+            group = f"{prefix}{name}".removesuffix("?")
+            inside = _modules(value, place, f"{group}.")
+            specs += [replace(spec, group=group) for spec in inside] if str(name).endswith("?") else inside
+        else:
+            specs += parse_module(f"{prefix}{name}", str(value), f"{place}, {prefix}{name}")
+    return specs
+
+
+def _norms(raw: Mapping[str, Any], place: str, prefix: str = "") -> dict[str, NormSpec]:
+    """Norms by module. Readers are words, named from where the norm's line stands or after a `/` from the top."""
+    norms: dict[str, NormSpec] = {}
+    for name, value in raw.items():
+        module = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            norms |= _norms(value, place, f"{module}.")
+        elif value in (BRANCH, STREAM):
+            norms[module] = NormSpec(module, value)
+        elif isinstance(value, str) and value.split():
+            norms[module] = NormSpec(
+                module,
+                FOLDED,
+                tuple(word[1:] if word.startswith("/") else prefix + word for word in value.split()),
+            )
+        else:
+            raise FamilyError(
+                f"{place}: norms: {module}: expected the modules that read it, branch or stream"
+            )
+    return norms
+
+
+def _rules(line: Any) -> list[Rule]:
+    """`formula`, or `model_type: formula` for one of several loaders that share a file."""
+    if isinstance(line, Mapping):
+        return [Rule(Formula(str(text)), str(kind)) for kind, text in line.items()]
+    return [Rule(Formula(str(line)))]
+
+
+def _experts(raw: Any, place: str) -> ExpertSpec | None:
+    if raw is None:
+        return None
+    keys = [*ExpertSpec.__dataclass_fields__]
+    if not isinstance(raw, Mapping) or sorted(raw) != sorted(keys):
+        raise FamilyError(f"{place}: experts: has the keys {', '.join(keys)}")
+    return ExpertSpec(**raw)
+
+
+def _check(family: Family, place: str) -> None:
+    """Everything that a file must agree with itself about."""
+    known = family.axes.keys() | family.indices.keys()
+    if both := family.axes.keys() & family.indices.keys():
+        raise FamilyError(f"{place}: {sorted(both)[0]!r} is both an axis and an index")
+    for axis in (*family.axes.values(), *family.indices.values()):
+        for index in axis.scope:
+            if index not in family.indices:
+                raise FamilyError(f"{place}: {axis.name}[{index}]: there is no index {index!r}")
+    patterns: set[str] = set()
+    for spec in family.tensors:
+        if spec.pattern in patterns:
+            raise FamilyError(f"{place}: the tensor {spec.pattern} is named twice")
+        patterns.add(spec.pattern)
+        for index in spec.indices:
+            if index not in family.indices:
+                raise FamilyError(f"{place}: {spec.pattern}: there is no index {index!r}")
+        for name in (axis for dim in spec.dims for axis in dim.axes):
+            if name not in known:
+                raise FamilyError(
+                    f"{place}: {spec.pattern}: there is no axis {name!r}{did_you_mean(name, known)}"
+                )
+            if lost := set(family.axis(name).scope) - set(spec.indices):
+                raise FamilyError(
+                    f"{place}: {spec.pattern}: {name} belongs to a {sorted(lost)[0]}, and the name has no such index"
+                )
+    used = {axis for spec in family.tensors for dim in spec.dims for axis in dim.axes}
+    for key, formula in family.config.items():
+        for name in formula.names:
+            if name not in known:
+                raise FamilyError(
+                    f"{place}: config: {key}: there is no axis {name!r}{did_you_mean(name, known)}"
+                )
+    told = {
+        name
+        for formula in (*family.config.values(), *(r.formula for r in family.require))
+        for name in formula.names
+    }
+    for axis in family.axes.values():
+        if axis.name not in used:
+            raise FamilyError(f"{place}: no tensor has the axis {axis.name!r}")
+        if axis.size.key is None and axis.name not in told and axis.size.names:
+            raise FamilyError(
+                f"{place}: the size of {axis.name} is computed ({axis.size}), so config: must say which "
+                "key follows, or require: what holds it"
+            )
+    for name, reason in (*family.fixed.items(), *family.inexact.items()):
+        if name not in known or not isinstance(reason, str):
+            raise FamilyError(
+                f"{place}: fixed and inexact give the name of an axis and a reason, not {name!r}"
+            )
+    for key, index in family.lists.items():
+        if index not in family.indices:
+            raise FamilyError(f"{place}: lists: {key}: there is no index {index!r}")
+    for name in (n for pair in family.tied.items() for n in pair):
+        if name not in patterns:
+            raise FamilyError(f"{place}: tied: no line names the tensor {name}{did_you_mean(name, patterns)}")
+    for module, formula in family.when.items():
+        if module not in family.by_module:
+            raise FamilyError(
+                f"{place}: when: there is no module {module}{did_you_mean(module, family.by_module)}"
+            )
+        if not formula.names:
+            raise FamilyError(f"{place}: when: {module}: {formula} depends on nothing")
+    for module in family.curved:
+        if module not in family.by_module:
+            raise FamilyError(
+                f"{place}: curved: there is no module {module}{did_you_mean(module, family.by_module)}"
+            )
+    _check_norms(family, place)
+    experts = family.experts
+    if experts is not None:
+        for name in (experts.index, experts.neurons):
+            if name not in known:
+                raise FamilyError(f"{place}: experts: there is no axis {name!r}{did_you_mean(name, known)}")
+        for module in (experts.router, *experts.modules):
+            if module not in family.by_module:
+                raise FamilyError(
+                    f"{place}: experts: there is no module {module}{did_you_mean(module, family.by_module)}"
+                )
+
+
+def _check_norms(family: Family, place: str) -> None:
+    modules = family.by_module
+    for norm in family.norms.values():
+        for module in (norm.module, *norm.readers):
+            if module not in modules:
+                raise FamilyError(
+                    f"{place}: norms: there is no module {module}{did_you_mean(module, modules)}"
+                )
+        if modules[norm.module][0].kind not in NORMS:
+            raise FamilyError(f"{place}: norms: {norm.module} is no normalisation")
+        for reader in norm.readers:
+            if modules[reader][0].reads is None:
+                raise FamilyError(f"{place}: norms: {norm.module}: {reader} is no matrix")
+    for spec in family.tensors:
+        if spec.kind in NORMS and _on_the_stream(spec) and spec.module not in family.norms:
+            raise FamilyError(
+                f"{place}: norms: must say what reads {spec.module} (a list), or that it is on the branch or the stream"
+            )
+
+
+def _on_the_stream(spec: TensorSpec) -> bool:
+    return any("residual" in axis for dim in spec.dims for axis in dim.axes)
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """All families by name."""
+    found: dict[str, Family] = {}
+    folder = files("merganser.architectures").joinpath("families")
+    for path in sorted(folder.iterdir(), key=lambda p: p.name):
+        if path.name.endswith(".yaml"):
+            family = parse_family(path.read_text(encoding="utf-8"), path.name)
+            found[family.name] = family
+    return found
+
+
+@cache
+def _family_file(model_type: str) -> str | None:
+    """The file whose first lines list a model type, found without parsing all of them."""
+    folder = files("merganser.architectures").joinpath("families")
+    for path in sorted(folder.iterdir(), key=lambda p: p.name):
+        if not path.name.endswith(".yaml"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        listed = re.search(r"^model_types: *\[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+        if listed and model_type in re.split(r"[\s,]+", listed[1].strip()):
+            return path.name
+    return None
+
+
+@cache
+def family_of(model_type: str) -> Family | None:
+    """The family of a config's `model_type`, or None."""
+    name = _family_file(model_type)
+    if name is None:
+        return None
+    text = files("merganser.architectures").joinpath("families", name).read_text(encoding="utf-8")
+    return parse_family(text, name)
+
+
+def known_model_types() -> Iterable[str]:
+    """Every model type that a family file lists."""
+    return [kind for family in families().values() for kind in family.model_types]

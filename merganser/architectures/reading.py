@@ -1,0 +1,505 @@
+"""A model read through its family file: every tensor's axes, every axis's size, and the config that says the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from merganser.architectures.family import AxisSpec, Family, family_of, known_model_types
+from merganser.architectures.notation import Dimension, Formula, Missing, TensorSpec
+from merganser.checkpoint import Checkpoint
+from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean, listing
+
+MOST_COPIES = 100_000
+"""Layers or experts that a config may ask for."""
+
+
+class Axis(NamedTuple):
+    """One axis of the model at hand: `neurons` of layer 3 is `Axis("neurons", (3,))`."""
+
+    name: str
+    at: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + (f"[{', '.join(map(str, self.at))}]" if self.at else "")
+
+
+_WITH_HEAD = re.compile(
+    r"LMHead|ForCausalLM|ForMaskedLM|ForPreTraining|ForConditionalGeneration|WithLMHead|Seq2Seq"
+)
+"""Class names of transformers whose models have an output head over the vocabulary."""
+
+Part = tuple[Axis | int, ...]
+
+
+class NamedTensor(NamedTuple):
+    """A tensor of the model at hand: the line that names it, its indices, its shape."""
+
+    spec: TensorSpec
+    at: tuple[tuple[str, int], ...]
+
+    def axis(self, family: Family, name: str) -> Axis:
+        """An axis of this tensor by its name in the file."""
+        place = dict(self.at)
+        return Axis(name, tuple(place[index] for index in family.axis(name).scope))
+
+    def parts(self, family: Family, dim: Dimension) -> tuple[Part, ...]:
+        """The parts of a dimension, axes instead of their names."""
+        return tuple(
+            tuple(f if isinstance(f, int) else self.axis(family, f) for f in term) for term in dim.terms
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a family file says about one model.
+
+    `sizes` are those of the axes (elements) and of the indices (copies). `tensors` are in the order of the checkpoint;
+    `missing` are optional tensors that the model does not have and tied ones that its files do not hold.
+    """
+
+    family: Family
+    config: Mapping[str, Any]
+    sizes: Mapping[Axis, int]
+    tensors: Mapping[str, NamedTensor]
+    prefix: str
+    source: str
+
+    def instances(self, name: str) -> list[Axis]:
+        """The axes of that name, in order. Raises `RequestError` for a name that the family lacks."""
+        self.family.axis(name)
+        return [axis for axis in self.sizes if axis.name == name]
+
+    def parts(self, tensor: str) -> list[tuple[Part, ...]]:
+        """For each dimension of a tensor its parts, products of axes and numbers."""
+        named = self.tensors[tensor]
+        return [named.parts(self.family, dim) for dim in named.spec.dims]
+
+    def length(self, part: Part) -> int:
+        """The elements of a part."""
+        return math.prod(f if isinstance(f, int) else self.sizes[f] for f in part)
+
+    def shape(self, named: NamedTensor) -> tuple[int, ...]:
+        """The shape that a tensor has by the sizes of its axes."""
+        return tuple(sum(map(self.length, named.parts(self.family, dim))) for dim in named.spec.dims)
+
+    def name(self, spec: TensorSpec, at: Mapping[str, int]) -> str:
+        """The name of a tensor in this model."""
+        own = spec.name(dict(at))
+        return own if spec.pattern in self.family.heads else self.prefix + own
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Tied tensors, by name: the one that a checkpoint may leave out, and the one that it shares."""
+        found = {}
+        for head, shared in self.family.tied.items():
+            specs = [next(s for s in self.family.tensors if s.pattern == p) for p in (head, shared)]
+            if not any(spec.indices for spec in specs):
+                found[self.name(specs[0], {})] = self.name(specs[1], {})
+        return found
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """The tied tensors that the model has and its files do not hold, and those they share.
+
+        A model without an output head (a classifier, a bare body) has none: config.json's class names tell.
+        """
+        classes = [str(name) for name in self.config.get("architectures") or []]
+        if self.config.get("tie_word_embeddings") is False or (
+            classes and not any(map(_WITH_HEAD.search, classes))
+        ):
+            return {}
+        return {h: s for h, s in self.tied.items() if h not in self.tensors and s in self.tensors}
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether an output head is left out because it shares the embedding."""
+        return bool(self.left_out)
+
+    def refused(self, text: str) -> AlgebraError:
+        """An error about this model."""
+        return AlgebraError(f"{self.source} ({self.family.name}): {text}")
+
+    # Following a change ---------------------------------------------------------------------------------------------
+
+    def resized(
+        self,
+        sizes: Mapping[Axis, int],
+        tensors: Mapping[str, NamedTensor],
+        config: Mapping[str, Any] | None = None,
+    ) -> Reading:
+        """The reading of a changed model. Its config follows when the plan is made, by `followed`.
+
+        So sizes that belong together (heads and residual, where the loader takes their quotient) may change one by one.
+        """
+        return replace(
+            self, sizes=dict(sizes), tensors=dict(tensors), config=deepcopy(dict(config or self.config))
+        )
+
+    def followed(self) -> dict[str, Any]:
+        """config.json for the axes as they are now.
+
+        Raises `AlgebraError` where the stock loader has no way to say what the axes have become.
+        """
+        config = deepcopy(dict(self.config))
+        before = _sizes(self.family, self.config, self.source)
+        common = {name: self._common(name) for name in (*self.family.indices, *self.family.axes)}
+        wanted = self._wanted(common)
+        for key, value in wanted.items():
+            if isinstance(_get(config, key), int):
+                _set(config, key, value)
+        _check_rules(self.family, common, config, self.refused, before)
+        self.check_presence(config, self.refused)
+        if self._lost(common, config):
+            for key, value in wanted.items():
+                if _get(config, key) is None:
+                    _set(config, key, value)
+        for name, size in self._lost(common, config).items():
+            spec = self.family.axis(name)
+            raise self.refused(
+                f"{name} would be {common[name]}, and the stock loader takes it from config.json as {spec.size} "
+                f"= {size}; no key can say anything else"
+            )
+        for key, index in self.family.lists.items():
+            values = _get(config, key)
+            if isinstance(values, list) and len(values) != (common.get(index) or len(values)):
+                raise self.refused(
+                    f"config.json's {key} has {len(values)} entries and there are {common[index]} of {index}"
+                )
+        return config
+
+    def check_presence(self, config: Mapping[str, Any], refused: Any) -> None:
+        """Whether tensors that only some copies have are there in those and in no other."""
+        for name, named in self.tensors.items():
+            rule = self.family.when.get(named.spec.module)
+            if rule is not None and not self._present(rule, named.at, config):
+                raise refused(
+                    f"the tensor {name!r} would be there, and the stock loader has it only where {rule}"
+                )
+        for module, rule in self.family.when.items():
+            spec = self.family.by_module[module][0]
+            held = {named.at for named in self.tensors.values() if named.spec is spec}
+            copies = {
+                tuple((k, v) for k, v in named.at if k in spec.indices)
+                for named in self.tensors.values()
+                if set(spec.indices) <= dict(named.at).keys()
+            }
+            for at in sorted(copies - held):
+                if self._present(rule, at, config):
+                    raise refused(
+                        f"the tensor {self.name(spec, dict(at))!r} would be missing, and the stock loader needs it "
+                        f"where {rule}"
+                    )
+
+    def _present(self, rule: Formula, at: Iterable[tuple[str, int]], config: Mapping[str, Any]) -> bool:
+        place = dict(at)
+        try:
+            return bool(rule(lambda name: place[name] if name in place else _get(config, name)))
+        except Missing:
+            return True
+
+    def _wanted(self, common: Mapping[str, int | None]) -> dict[str, int]:
+        """What the config's keys should be."""
+        wanted: dict[str, int] = {}
+        earlier: set[str] = set()
+        for spec in (*self.family.indices.values(), *self.family.axes.values()):
+            size = common[spec.name]
+            if spec.size.key is not None and spec.size.key not in earlier and size is not None:
+                wanted[spec.size.key] = size
+            earlier.add(spec.name)
+        for key, formula in self.family.config.items():
+            try:
+                wanted[key] = formula(lambda name: common.get(name))
+            except Missing:
+                continue
+        return wanted
+
+    def _lost(self, common: Mapping[str, int | None], config: Mapping[str, Any]) -> dict[str, int]:
+        """Axes that the config would give another size, and that size."""
+        sizes = _sizes(self.family, config, self.source)
+        return {
+            name: sizes[name]
+            for name, size in common.items()
+            if size is not None and sizes.get(name, size) != size
+        }
+
+    def _common(self, name: str) -> int | None:
+        """The one size of all axes of that name. Raises `AlgebraError` where they differ, for config has one number."""
+        found = {axis: self.sizes[axis] for axis in self.instances(name)}
+        if len(set(found.values())) > 1:
+            axes = list(found)
+            other = next(axis for axis in axes if found[axis] != found[axes[0]])
+            key = self.family.axis(name).size.key or next(
+                (key for key, formula in self.family.config.items() if name in formula.names), name
+            )
+            raise self.refused(
+                f"{axes[0]} would have {found[axes[0]]} elements and {other} {found[other]}: the stock loader has one "
+                f"number for all of them (config.json: {key}). Give every {' and '.join(self.family.axis(name).scope)} "
+                f"the same size; the nearest that loses nothing is {max(found.values())}"
+            )
+        return next(iter(found.values()), None)
+
+
+def read(checkpoint: Checkpoint) -> Reading:
+    """Read a model through its family's file.
+
+    Raises `RequestError` where there is no config or no file for its model type, `CheckpointError` where a tensor is
+    not named by the file, is missing, or has a shape that contradicts config.json.
+    """
+    config = checkpoint.config
+    if config is None:
+        raise RequestError(
+            f"{checkpoint.name}: has no config.json, so what its axes mean is not known; give the model's directory"
+        )
+    kind = config.get("model_type")
+    family = family_of(str(kind))
+    if family is None:
+        raise RequestError(
+            f"{checkpoint.name}: there is no family file for model_type {kind!r}"
+            f"{did_you_mean(str(kind), known_model_types())}; "
+            f"`merganser architecture {checkpoint.path}` prints a draft of one"
+        )
+    return read_as(checkpoint, family, config)
+
+
+def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -> Reading:
+    """Read a model through a given family."""
+    prefix = _prefix(checkpoint, family)
+    sizes = _sizes(family, config, checkpoint.name)
+    tensors: dict[str, NamedTensor] = {}
+    unknown = []
+    for name in checkpoint.tensors:
+        named = _named(family, name, prefix)
+        if named is None:
+            unknown.append(name)
+        else:
+            tensors[name] = named
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint.name}: {len(unknown)} tensors that the family {family.name} does not name: {listing(unknown)}"
+        )
+    reading = Reading(family, config, _placed(family, sizes, tensors), tensors, prefix, checkpoint.name)
+    _check_copies(reading, sizes)
+    for name, named in tensors.items():
+        shape, expected = checkpoint.tensors[name].shape, reading.shape(named)
+        if shape != expected:
+            axes = " ".join(map(str, named.spec.dims))
+            told = ", ".join(
+                f"{spec.name} = {sizes[spec.name]} (config.json: {spec.size})"
+                for spec in _specs(family, named.spec)
+            )
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {name!r} has shape {list(shape)}, and as {axes} it should have "
+                f"{list(expected)}: {told}. config.json and the tensor contradict each other"
+            )
+
+    def refused(text: str) -> CheckpointError:
+        return CheckpointError(f"{checkpoint.name}: {text}")
+
+    _check_rules(family, sizes, config, refused, None)
+    reading.check_presence(config, refused)
+    return reading
+
+
+def read_tensors(
+    family: Family, config: Mapping[str, Any], tensors: Mapping[str, NamedTensor], prefix: str, source: str
+) -> Reading:
+    """The reading of a model that is yet to be made, from its config and its tensors' places in a family's file."""
+    sizes = _sizes(family, config, source)
+    return Reading(family, config, _placed(family, sizes, tensors), tensors, prefix, source)
+
+
+def _specs(family: Family, spec: TensorSpec) -> Iterator[AxisSpec]:
+    return iter({axis: family.axis(axis) for dim in spec.dims for axis in dim.axes}.values())
+
+
+def _prefix(checkpoint: Checkpoint, family: Family) -> str:
+    for body in (family.body, *family.wrappers):
+        if body and any(name.startswith(f"{body}.") for name in checkpoint.tensors):
+            return f"{body}."
+    return ""
+
+
+def _named(family: Family, name: str, prefix: str) -> NamedTensor | None:
+    if prefix and name.startswith(prefix):
+        found = family.match(name.removeprefix(prefix))
+        if found is not None and found[0].pattern not in family.heads:
+            return NamedTensor(found[0], tuple(found[1].items()))
+    found = family.match(name)
+    if found is None or (prefix and found[0].pattern not in family.heads):
+        return None
+    return NamedTensor(found[0], tuple(found[1].items()))
+
+
+def _sizes(family: Family, config: Mapping[str, Any], source: str) -> dict[str, int]:
+    """The size of every axis and the count of every index, by the config."""
+    sizes: dict[str, int] = {}
+
+    def looked_up(name: str) -> Any:
+        return sizes[name] if name in sizes else _get(config, name)
+
+    for spec in (*family.indices.values(), *family.axes.values()):
+        try:
+            size = spec.size(looked_up)
+        except Missing as missing:
+            if _optional(family, spec.name):
+                continue
+            raise CheckpointError(
+                f"{source}: config.json has no {missing}, which gives the size of {spec.name} ({spec.size})"
+            ) from None
+        except TypeError:
+            raise CheckpointError(
+                f"{source}: config.json does not give numbers for {', '.join(spec.size.names)} ({spec.name})"
+            ) from None
+        if isinstance(size, float) and size.is_integer():
+            size = int(size)
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**40:
+            raise CheckpointError(f"{source}: config.json gives {spec.name} ({spec.size}) the size {size!r}")
+        if spec.name in family.indices and size > MOST_COPIES:
+            raise CheckpointError(f"{source}: config.json asks for {size} of {spec.name}")
+        sizes[spec.name] = size
+    return sizes
+
+
+def _optional(family: Family, axis: str) -> bool:
+    """Whether every tensor that has an axis or index may be missing."""
+    holders = [s for s in family.tensors if axis in s.indices or any(axis in dim.axes for dim in s.dims)]
+    return all(spec.optional or spec.group or spec.pattern in family.heads for spec in holders)
+
+
+def _placed(family: Family, sizes: Mapping[str, int], tensors: Mapping[str, NamedTensor]) -> dict[Axis, int]:
+    """The size of every axis that a tensor has, and the count of every index."""
+    found: dict[Axis, int] = {}
+    for named in tensors.values():
+        place = dict(named.at)
+        for index in named.spec.indices:
+            scope = tuple(place[outer] for outer in family.indices[index].scope)
+            found.setdefault(Axis(index, scope), sizes.get(index, 0))
+        for dim in named.spec.dims:
+            for name in dim.axes:
+                found.setdefault(named.axis(family, name), sizes.get(name, 0))
+    order = {name: k for k, name in enumerate((*family.indices, *family.axes))}
+    return dict(sorted(found.items(), key=lambda item: (order[item[0].name], item[0].at)))
+
+
+def _check_copies(reading: Reading, sizes: Mapping[str, int]) -> None:
+    """Every copy that the config counts is there, and no other; no tensor of a copy is missing."""
+    family = reading.family
+    held: dict[str, set[tuple[tuple[str, int], ...]]] = {}
+    for named in reading.tensors.values():
+        held.setdefault(named.spec.pattern, set()).add(named.at)
+    for name, named in reading.tensors.items():
+        for index, value in named.at:
+            if value >= sizes.get(index, 0):
+                key = family.indices[index].size
+                raise CheckpointError(
+                    f"{reading.source}: tensor {name!r} is of {index} {value}, and config.json counts "
+                    f"{sizes.get(index, 0)} ({key})"
+                )
+    bare = not any(name.startswith(reading.prefix) for name in reading.tensors) if reading.prefix else False
+    groups = {named.spec.group for named in reading.tensors.values()}
+    for spec in family.tensors:
+        if spec.optional or spec.pattern in family.heads or bare or (spec.group and spec.group not in groups):
+            continue
+        for at in _places(spec, sizes):
+            if at not in held.get(spec.pattern, ()):
+                name = reading.name(spec, dict(at))
+                if name not in reading.tied:
+                    raise CheckpointError(
+                        f"{reading.source}: lacks the tensor {name!r}, which every {family.name} of this size has"
+                    )
+
+
+def _places(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[tuple[tuple[str, int], ...]]:
+    places: list[tuple[tuple[str, int], ...]] = [()]
+    for index in spec.indices:
+        places = [(*place, (index, value)) for place in places for value in range(sizes.get(index, 0))]
+    return iter(places)
+
+
+def _check_rules(
+    family: Family,
+    sizes: Mapping[str, int | None],
+    config: Mapping[str, Any],
+    refused: Any,
+    before: Mapping[str, int] | None,
+) -> None:
+    """What the loader takes for granted about sizes."""
+
+    def looked_up(name: str) -> Any:
+        return sizes[name] if sizes.get(name) is not None else _get(config, name)
+
+    for rule in (rule.formula for rule in family.require if rule.concerns(config)):
+        try:
+            holds = rule(looked_up)
+        except Missing:
+            continue
+        if holds:
+            continue
+        named = {name: looked_up(name) for name in rule.names}
+        values = ", ".join(f"{name} = {value}" for name, value in named.items())
+        raise refused(f"the stock loader needs {rule}, and here {values}{_nearest(rule, named, before)}")
+
+
+def _nearest(rule: Formula, named: Mapping[str, Any], before: Mapping[str, int] | None) -> str:
+    """The nearest sizes of what was changed that keep to the rule."""
+    if before is None:
+        return ""
+    found = []
+    for name, value in named.items():
+        old = before.get(name)
+        if old is None or old == value:
+            continue
+        for step in (-1, 1):
+            tried = ({**named, name: n} for n in range(value, value + step * 8192, step) if n > 0)
+            legal = next((sizes for sizes in tried if rule(sizes.get)), None)
+            if legal is not None:
+                found.append(f"{name} = {legal[name]}")
+    return f". The nearest legal sizes: {' or '.join(found)}" if found else ""
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for word in key.split("."):
+        if isinstance(value, list) and word.isdigit() and int(word) < len(value):
+            value = value[int(word)]
+        elif isinstance(value, Mapping) and word in value:
+            value = value[word]
+        else:
+            return None
+    return value
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *outer, last = key.split(".")
+    inner: Any = config
+    for word in outer:
+        inner = inner[int(word)] if isinstance(inner, list) else inner.setdefault(word, {})
+    inner[int(last) if isinstance(inner, list) else last] = value
+
+
+def get_key(config: Mapping[str, Any], key: str) -> Any:
+    """A config value by its dotted key, None where it is missing."""
+    return _get(config, key)
+
+
+def with_key(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The config with one dotted key changed."""
+    changed = deepcopy(dict(config))
+    _set(changed, key, value)
+    return changed
+
+
+def same_families(readings: Iterable[Reading]) -> None:
+    """Raise `AlgebraError` unless all models are of one family."""
+    first, *others = readings
+    for other in others:
+        if other.family.name != first.family.name:
+            raise AlgebraError(
+                f"{first.source} is of the family {first.family.name} and {other.source} of {other.family.name}"
+            )

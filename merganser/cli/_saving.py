@@ -1,0 +1,103 @@
+"""What the commands that write a checkpoint share: their options and the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merganser.cli import console
+
+if TYPE_CHECKING:
+    from merganser.recipe import Recipe
+
+OUT = Annotated[Path, typer.Argument(help="The directory to make. It appears whole or not at all.")]
+MEMORY = Annotated[str, typer.Option(help="What the whole process may hold, as 256MiB or 1GB.")]
+THREADS = Annotated[int, typer.Option(help="Worker threads; 0 is one a core.", min=0)]
+SEED = Annotated[int | None, typer.Option(help="Of random draws; stands above the recipe's (else 0).")]
+SHARD_SIZE = Annotated[str, typer.Option(help="What one file may hold.")]
+OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at OUT, at the very end.")]
+NO_RESUME = Annotated[
+    bool, typer.Option("--no-resume", help="Start over, even where an interrupted run could be continued.")
+]
+ALLOW_NONFINITE = Annotated[
+    bool, typer.Option("--allow-nonfinite", help="Write NaN and Inf instead of failing on them.")
+]
+NO_SYNC = Annotated[
+    bool, typer.Option("--no-sync", help="Do not wait for the disk before the output gets its name.")
+]
+QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar and no report.")]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The options as given."""
+
+    memory: str
+    threads: int
+    seed: int | None
+    shard_size: str
+    overwrite: bool
+    no_resume: bool
+    allow_pickle: bool
+    allow_nonfinite: bool
+    no_sync: bool
+    quiet: bool
+    as_json: bool
+
+
+def run(recipe: Recipe, out: Path, options: Saving, command: str, doing: str) -> None:
+    """Build the recipe's weights, save them, and report. `doing` is what the progress bar says."""
+    limit = console.parse_size(options.memory, "--memory")
+    shard = console.parse_size(options.shard_size, "--shard-size")
+    from merganser import save
+    from merganser.recipe import build
+
+    weights, fields = build(recipe, seed=options.seed, allow_pickle=options.allow_pickle)
+    with console.progress(not options.quiet and not options.as_json, doing) as progress:
+        report = save(
+            weights,
+            out,
+            memory=limit,
+            threads=options.threads,
+            shard_size=shard,
+            overwrite=options.overwrite,
+            resume=not options.no_resume,
+            allow_nonfinite=options.allow_nonfinite,
+            sync=not options.no_sync,
+            progress=progress,
+            generator=f"merganser {command}",
+            **fields,
+        )
+    if options.as_json:
+        console.print_json(report.as_json())
+    elif not options.quiet:
+        moved = report.bytes_read + report.bytes_written
+        console.say(
+            f"{report.path}: {report.tensors} tensors, {console.size(report.bytes_written)} written, "
+            f"{console.size(report.bytes_read)} read in {report.seconds:.1f} s "
+            f"({console.size(moved / max(report.seconds, 1e-9))}/s, peak memory {console.size(report.peak_memory)})"
+        )
+        for note in report.notes:
+            console.say(_note(dict(note)))
+        if report.resumed:
+            console.say(f"{report.resumed} tensors were taken over from an interrupted run")
+        for parent, names in report.unused.items():
+            shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            console.say(f"not used of {parent}: {len(names)} tensors ({shown})")
+        for name, count in report.nonfinite.items():
+            console.say(f"warning: {name} holds {count} values that are not finite")
+        console.say(f"digest {report.digest}")
+
+
+def _note(note: dict[str, object]) -> str:
+    """A step's report in one line, long lists as their length."""
+    words = []
+    for key, value in note.items():
+        if key == "step" or value in (None, [], {}, ""):
+            continue
+        long = isinstance(value, list | dict) and len(value) > 8
+        words.append(f"{key.replace('_', ' ')} {len(value) if long else value}")  # type: ignore[arg-type]
+    return f"{note.get('step', 'note')}: {'; '.join(words)}"

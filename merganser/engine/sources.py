@@ -1,0 +1,342 @@
+"""How the elements of a load get into memory: one source per kind of node, each filling any stretch of elements.
+
+Sources are shared by worker threads: they hold what is small (vectors, factors, matrices) and make the rest anew for
+every stretch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from merganser.algebra import Expression, Leaf, LowRank
+from merganser.algebra.expression import Load
+from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
+from merganser.checkpoint import DType, StoredTensor
+from merganser.engine.lowrank import Factors
+
+Elements = np.ndarray[Any, Any]
+Evaluate = Callable[[Expression], "Source"]
+"""Opens a source that computes a formula for any stretch of elements."""
+
+HELD = 1 << 20
+"""A source of at most so many elements is read whole when single elements of it are wanted."""
+ROWS = 64
+"""Rows per matrix product, always: with one shape for all blocks the bytes do not depend on where a tile begins."""
+_RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+class Source:
+    """Elements of one load, in its dtype, by their flat index."""
+
+    def __init__(self, dtype: DType) -> None:
+        self.dtype = dtype
+
+    def read(self, view: memoryview, start: int) -> None:
+        """Fill `view` with the elements from `start` on."""
+        raise NotImplementedError
+
+    def raw(self, start: int, count: int) -> Elements:
+        """`count` elements as unsigned integers of their bits."""
+        out = np.empty(count, _RAW[self.dtype.itemsize])
+        if count:
+            self.read(out.view(np.uint8).data, start)
+        return out
+
+    def values(self, start: int, count: int, dtype: Any = np.float32) -> Elements:
+        """`count` elements as f32 or f64."""
+        return self.raw(start, count).view(self.dtype.numpy).astype(dtype, copy=False)
+
+
+def open_source(load: Load, evaluate: Evaluate) -> Source:
+    """The source of a load; `evaluate` opens the formulas inside it."""
+
+    def inner(node: Expression) -> Source:
+        return open_source(node, evaluate) if isinstance(node, Load) else evaluate(node)
+
+    if isinstance(load, Leaf):
+        return _Stored(load.tensor)
+    if isinstance(load, LowRank):
+        return _LowRank(load)
+    if isinstance(load, Array):
+        return _Held(load)
+    if isinstance(load, Reshaped):
+        return inner(load.source)
+    if isinstance(load, Taken):
+        return _Taken(load, inner(load.source))
+    if isinstance(load, Joined):
+        return _Joined(load, [inner(part) for part in load.parts])
+    if isinstance(load, Spread):
+        return _Spread(load, inner(load.vector))
+    if isinstance(load, Mixed):
+        return _Mixed(load, inner(load.source))
+    assert isinstance(load, Product)
+    return _Product(load, inner(load.source), inner(load.matrix))
+
+
+class _Stored(Source):
+    def __init__(self, tensor: StoredTensor) -> None:
+        super().__init__(tensor.dtype)
+        self.tensor = tensor
+
+    def read(self, view: memoryview, start: int) -> None:
+        self.tensor.read_into(view, start)
+
+
+class _LowRank(Source):
+    def __init__(self, load: LowRank) -> None:
+        super().__init__(load.dtype)
+        self.factors = Factors(load.delta)
+
+    def read(self, view: memoryview, start: int) -> None:
+        out = np.frombuffer(view, np.float32)
+        out[:] = self.factors.tile(start, len(out))
+
+
+class _Held(Source):
+    def __init__(self, load: Array) -> None:
+        super().__init__(load.dtype)
+        self.bytes = np.ascontiguousarray(load.values).reshape(-1).view(np.uint8).data
+
+    def read(self, view: memoryview, start: int) -> None:
+        at = start * self.dtype.itemsize
+        view[:] = self.bytes[at : at + len(view)]
+
+
+class _Taken(Source):
+    """Rows by index, read in runs of neighbours; then columns by index."""
+
+    def __init__(self, load: Taken, source: Source) -> None:
+        super().__init__(load.dtype)
+        self.source = source
+        self.shape, self.from_shape = load.shape, load.source.shape
+        self.rows, *self.others = load.indices
+        self.row = math.prod(self.shape[1:])
+        self.from_row = math.prod(self.from_shape[1:])
+        self.plain = all(index is None for index in self.others)
+        size = math.prod(self.from_shape)
+        self.whole = source.raw(0, size) if self.rows is not None and size <= HELD else None
+
+    def read(self, view: memoryview, start: int) -> None:
+        out = np.frombuffer(view, _RAW[self.dtype.itemsize])
+        if self.plain and self.from_row > HELD:
+            self._runs(out, start)
+            return
+        first, last = start // self.row, -(-(start + len(out)) // self.row)
+        found = self._whole_rows(first, last)
+        skip = start - first * self.row
+        out[:] = found.reshape(-1)[skip : skip + len(out)]
+
+    def _runs(self, out: Elements, start: int) -> None:
+        """Long rows piece by piece: what is asked for may be a part of one."""
+        done = 0
+        while done < len(out):
+            row, at = divmod(start + done, self.row)
+            count = min(self.row - at, len(out) - done)
+            place = row if self.rows is None else int(self.rows[row])
+            out[done : done + count] = 0 if place < 0 else self.source.raw(place * self.from_row + at, count)
+            done += count
+
+    def _whole_rows(self, first: int, last: int) -> Elements:
+        places = np.arange(first, last) if self.rows is None else self.rows[first:last]
+        found = np.zeros((len(places), self.from_row), _RAW[self.dtype.itemsize])
+        if self.whole is not None:
+            held = places >= 0
+            found[held] = self.whole.reshape(-1, self.from_row)[places[held]]
+        else:
+            for at, count in _stretches(places):
+                if places[at] >= 0:
+                    got = self.source.raw(int(places[at]) * self.from_row, count * self.from_row)
+                    found[at : at + count] = got.reshape(count, self.from_row)
+        found = found.reshape(len(places), *self.from_shape[1:])
+        for dim, index in enumerate(self.others, 1):
+            if index is not None:
+                found = np.take(found, np.maximum(index, 0), axis=dim)
+                if (index < 0).any():
+                    found[(slice(None),) * dim + (index < 0,)] = 0
+        return found
+
+
+def _stretches(places: Elements) -> Iterator[tuple[int, int]]:
+    """Runs of neighbouring rows: where each begins, and its length. Rows that are not there (-1) come one by one."""
+    breaks: Any = np.flatnonzero((np.diff(places) != 1) | (places[1:] < 0)) + 1 if len(places) > 1 else []
+    edges = [0, *map(int, breaks), len(places)]
+    for at, end in pairwise(edges):
+        if end > at:
+            yield at, end - at
+
+
+class _Joined(Source):
+    def __init__(self, load: Joined, parts: Sequence[Source]) -> None:
+        super().__init__(load.dtype)
+        self.parts = parts
+        after = math.prod(load.shape[load.dim + 1 :])
+        self.widths = [part.shape[load.dim] * after for part in load.parts]
+        self.row = sum(self.widths)
+
+    def read(self, view: memoryview, start: int) -> None:
+        out = np.frombuffer(view, _RAW[self.dtype.itemsize])
+        first, last = start // self.row, -(-(start + len(out)) // self.row)
+        if last - first <= 2:
+            self._pieces(out, start)
+            return
+        columns = [
+            self._raw(part, first * width, (last - first) * width).reshape(last - first, width)
+            for part, width in zip(self.parts, self.widths, strict=True)
+        ]
+        skip = start - first * self.row
+        out[:] = np.concatenate(columns, axis=1).reshape(-1)[skip : skip + len(out)]
+
+    def _pieces(self, out: Elements, start: int) -> None:
+        done = 0
+        while done < len(out):
+            row, at = divmod(start + done, self.row)
+            k = 0
+            while at >= self.widths[k]:
+                at -= self.widths[k]
+                k += 1
+            count = min(self.widths[k] - at, len(out) - done)
+            out[done : done + count] = self._raw(self.parts[k], row * self.widths[k] + at, count)
+            done += count
+
+    def _raw(self, part: Source, start: int, count: int) -> Elements:
+        """Elements of a part, in the dtype of the whole."""
+        if part.dtype == self.dtype:
+            return part.raw(start, count)
+        return part.values(start, count, self.dtype.numpy).view(_RAW[self.dtype.itemsize])
+
+
+class _Spread(Source):
+    def __init__(self, load: Spread, vector: Source) -> None:
+        super().__init__(load.dtype)
+        self.vector = vector.values(0, load.vector.size, self.dtype.numpy)
+        self.after = math.prod(load.shape[load.dim + 1 :])
+
+    def read(self, view: memoryview, start: int) -> None:
+        out = np.frombuffer(view, self.dtype.numpy)
+        if self.after == 1:
+            size = len(self.vector)
+            rolled = np.roll(self.vector, -(start % size))
+            whole = len(out) // size
+            out[: whole * size].reshape(whole, size)[:] = rolled
+            out[whole * size :] = rolled[: len(out) - whole * size]
+        else:
+            out[:] = self.vector[np.arange(start, start + len(out)) // self.after % len(self.vector)]
+
+
+class _Mixed(Source):
+    def __init__(self, load: Mixed, source: Source) -> None:
+        super().__init__(load.dtype)
+        self.source = source
+        self.rows, self.weights = load.rows, load.weights.astype(np.float32)
+        self.row = math.prod(load.shape[1:])
+
+    def read(self, view: memoryview, start: int) -> None:
+        out = np.frombuffer(view, np.float32)
+        done = 0
+        while done < len(out):
+            row, at = divmod(start + done, self.row)
+            count = min(self.row - at, len(out) - done)
+            total = np.zeros(count, np.float32)
+            for place, weight in zip(self.rows[row], self.weights[row], strict=True):
+                if place >= 0:
+                    total += weight * self.source.values(int(place) * self.row + at, count)
+            out[done : done + count] = total
+            done += count
+
+
+class _Product(Source):
+    """Along the last dimension, rows in blocks of ROWS; along another, blocks of the matrix's rows."""
+
+    def __init__(self, load: Product, source: Source, matrix: Source) -> None:
+        super().__init__(load.dtype)
+        self.source = source
+        self.matrix = matrix.values(0, load.matrix.size).reshape(load.matrix.shape)
+        shape = load.source.shape
+        self.before, self.size = math.prod(shape[: load.dim]), shape[load.dim]
+        self.after = math.prod(shape[load.dim + 1 :])
+        self.last = self.after == 1
+        if not self.last:
+            held = source.values(0, math.prod(shape))
+            self.held = held.reshape(self.before, self.size, self.after)
+
+    def read(self, view: memoryview, start: int) -> None:
+        out = np.frombuffer(view, np.float32)
+        width = len(self.matrix) if self.last else self.after
+        done = 0
+        while done < len(out):
+            row = (start + done) // width
+            block = row // ROWS
+            made = self._rows(block) if self.last else self._blocks(block)
+            skip = start + done - block * ROWS * width
+            got = made.reshape(-1)[skip : skip + len(out) - done]
+            out[done : done + len(got)] = got
+            done += len(got)
+
+    def _rows(self, block: int) -> Elements:
+        count = min(ROWS, self.before - block * ROWS)
+        rows = np.zeros((ROWS, self.size), np.float32)
+        rows[:count] = self.source.values(block * ROWS * self.size, count * self.size).reshape(
+            count, self.size
+        )
+        made: Elements = (rows @ self.matrix.T)[:count]
+        return made
+
+    def _blocks(self, block: int) -> Elements:
+        """Rows `block * ROWS` and on of the result seen as (before x matrix rows, after)."""
+        height = len(self.matrix)
+        row, end = block * ROWS, min((block + 1) * ROWS, self.before * height)
+        parts = []
+        while row < end:
+            outer, inner = divmod(row, height)
+            count = min(end - row, height - inner)
+            matrix = np.zeros((ROWS, self.size), np.float32)
+            matrix[:count] = self.matrix[inner : inner + count]
+            parts.append((matrix @ self.held[outer])[:count])
+            row += count
+        return np.concatenate(parts)
+
+
+def held_bytes(load: Load) -> int:
+    """Bytes that the source of a load keeps while its tensor is worked on."""
+    inner = sum(held_bytes(a) for a in load.arguments if isinstance(a, Load))
+    if isinstance(load, LowRank):
+        left, right = load.delta.left, load.delta.right
+        return (left.size + right.size) * 4 + left.nbytes + right.nbytes
+    if isinstance(load, Array):
+        return load.values.nbytes * 2
+    if isinstance(load, Spread):
+        return inner + load.vector.size * 8
+    if isinstance(load, Taken):
+        return inner + (load.source.size * 8 if load.source.size <= HELD else 0)
+    if isinstance(load, Product):
+        last = math.prod(load.source.shape[load.dim + 1 :]) == 1
+        return inner + load.matrix.size * 8 + (0 if last else load.source.size * 8)
+    return inner
+
+
+def scratch_bytes(load: Load, tile: int) -> int:
+    """Bytes that one thread needs on top of the tile itself while it fills a tile."""
+    if isinstance(load, Leaf | Array):
+        return 0
+    if isinstance(load, LowRank):
+        return tile * 8
+    inner = max(
+        (scratch_bytes(a, tile) if isinstance(a, Load) else tile * 16 for a in load.arguments), default=0
+    )
+    itemsize = load.dtype.itemsize
+    if isinstance(load, Taken):
+        row, from_row = math.prod(load.shape[1:]), math.prod(load.source.shape[1:])
+        if from_row > HELD and all(index is None for index in load.indices[1:]):
+            return inner + tile * itemsize
+        rows = tile // max(1, row) + 2
+        return inner + rows * (from_row * 3 + row * 2) * itemsize
+    if isinstance(load, Product):
+        after = math.prod(load.source.shape[load.dim + 1 :])
+        width = load.matrix.shape[0] if after == 1 else after
+        return inner + ROWS * (load.source.shape[load.dim] + width) * 8 + tile * 4
+    return inner + tile * 3 * itemsize

@@ -1,0 +1,1 @@
+"""Rearranging: the operations on named axes as steps."""

@@ -1,0 +1,1 @@
+"""Experts: dense models to mixtures of experts and back, experts split and averaged."""

@@ -1,0 +1,1 @@
+"""Growing: more layers, more neurons, the same function where that can be."""

@@ -1,0 +1,1 @@
+"""Shrinking: fewer layers, neurons and heads."""
