@@ -27,17 +27,20 @@ def open(
     name: str | None = None,
     allow_pickle: bool = False,
     relative_to: Path | None = None,
+    degree: float | None = None,
 ) -> Weights:
     """Open a checkpoint lazily: a model directory, an index, a .safetensors file or a PEFT LoRA adapter directory.
 
-    Only headers are read. A model has degree 1; an adapter is the change it makes to its base, of degree 0. `name` is
+    Only headers are read. A model has degree 1; an adapter is the change it makes to its base, of degree 0; what
+    merganser saved has the degree that its manifest says; `degree` stands above these (0 for a task vector that another
+    tool wrote). `name` is
     what errors, the manifest and random draws call it (default: its file or directory name). Pickled files are refused
     unless `allow_pickle`; then tensors are read from them and nothing in them is run.
 
     Raises `CheckpointError` for malformed files and `RequestError` where there is nothing to open.
     """
     return from_checkpoint(
-        open_checkpoint(path, name=name, allow_pickle=allow_pickle, relative_to=relative_to)
+        open_checkpoint(path, name=name, allow_pickle=allow_pickle, relative_to=relative_to), degree
     )
 
 

@@ -215,6 +215,11 @@ def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> We
             values = get_key(config, key)
             if numbered == axis and isinstance(values, list):
                 config = with_key(config, key, [values[k] for k in wanted[Axis(axis)]])
+        for key, numbered in reading.family.numbers.items():
+            values = get_key(config, key)
+            if numbered == axis and isinstance(values, list):
+                order = wanted[Axis(axis)].tolist()
+                config = with_key(config, key, [new for new, old in enumerate(order) if old in values])
     return _changed(weights, entries, reading.resized(sizes, tensors, config))
 
 
@@ -272,6 +277,12 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
         lists = [get_key(reading_of(part).config, key) for part in cut]
         if index == axis and all(isinstance(values, list) for values in lists):
             config = with_key(config, key, [value for values in lists for value in values])
+    for key, index in reading.family.numbers.items():
+        lists = [get_key(reading_of(part).config, key) for part in cut]
+        if index == axis and all(isinstance(values, list) for values in lists):
+            starts = np.cumsum([0, *(_count(reading_of(part), axis) for part in cut)]).tolist()
+            moved = [value + at for values, at in zip(lists, starts, strict=False) for value in values]
+            config = with_key(config, key, moved)
     return _changed(cut[0], entries, reading.resized(sizes, tensors, config), cut)
 
 
@@ -454,6 +465,11 @@ def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int
         raise reading.refused(
             f"rotate: {axis} passes through a nonlinearity; residual and value_dim can be rotated"
         )
+    for module, reason in reading.family.curved.items():
+        specs = reading.family.by_module[module]
+        present = any(named.spec.module == module for named in reading.tensors.values())
+        if present and any(s.writes is not None and axis in s.dims[s.writes].axes for s in specs):
+            raise reading.refused(f"rotate: what {module} writes passes through a nonlinearity: {reason}")
     matrices = {}
     for one, values in _mapped(reading, axis, matrix, whole=True).items():
         matrices[one] = _orthogonal(reading, one, values)
@@ -566,14 +582,32 @@ def silence(weights: Weights, axis: str, copies: Sequence[int]) -> Weights:
 
 
 def scale_outputs(weights: Weights, axis: str, factors: Mapping[int, float]) -> Weights:
-    """What copies (layers) write to the residual stream, times a factor for each."""
+    """What copies (layers) write to the residual stream, times a factor for each.
+
+    Where a norm stands at the end of a branch (Gemma 2) its weight is scaled, for it would undo any other factor.
+    """
     reading, entries = reading_of(weights), {}
+    branches = {norm.module for norm in reading.family.norms.values() if norm.place == "branch"}
     for name in weights:
         named, entry = reading.tensors[name], weights.entry(name)
-        factor = factors.get(dict(named.at).get(axis, -1), 1.0) if named.spec.kind not in NORMS else 1.0
-        dim = named.spec.writes
-        if factor != 1.0 and dim is not None and any("residual" in a for a in named.spec.dims[dim].axes):
-            entry = Entry(apply("mul", entry.expression, factor), entry.degree)
+        spec = named.spec
+        factor = factors.get(dict(named.at).get(axis, -1), 1.0)
+        on_stream = [k for k, dim in enumerate(spec.dims) if any("residual" in a for a in dim.axes)]
+        if factor != 1.0 and on_stream and not entry.carried:
+            expression = entry.expression
+            if spec.module in branches:
+                offset = 0.0 if spec.pattern.endswith(".bias") else NORMS[spec.kind]
+                scaled = apply("mul", apply("add", expression, offset) if offset else expression, factor)
+                entry = Entry(apply("sub", scaled, offset) if offset else scaled, entry.degree)
+            elif spec.writes in on_stream and spec.kind not in NORMS and (not branches or factor == 0.0):
+                entry = Entry(apply("mul", expression, factor), entry.degree)
+            elif spec.writes is None and spec.reads is None:
+                if factor != 0.0:
+                    raise reading.refused(
+                        f"a factor of {factor:g} on what a {axis} writes: the file does not say whether {name!r} is "
+                        "added to it or multiplied with it"
+                    )
+                entry = Entry(apply("mul", expression, 0.0), entry.degree)
         entries[name] = entry
     return _changed(weights, entries, reading)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
 
 from merganser.errors import AlgebraError, RequestError, did_you_mean
 
@@ -41,12 +44,25 @@ def matching(names: Iterable[str], patterns: tuple[Pattern, ...]) -> list[str]:
 
 
 def coefficients(value: Coefficient, names: Iterable[str]) -> dict[str, float]:
-    """The number for every name. A name that no pattern covers is an `AlgebraError`."""
-    if isinstance(value, int | float):
-        return dict.fromkeys(names, float(value))
+    """The number for every name.
+
+    Raises `AlgebraError` for a name that no pattern covers, a pattern that matches no name, and what is no number.
+    """
+    names = list(names)
+    if is_number(value):
+        return dict.fromkeys(names, _number(value, "the coefficient"))
     if callable(value):
-        return {name: float(value(name)) for name in names}
-    tests = [(matcher(pattern), float(number)) for pattern, number in value.items()]
+        return {name: _number(value(name), f"the coefficient of tensor {name!r}") for name in names}
+    if not isinstance(value, Mapping):
+        raise AlgebraError(
+            f"a coefficient is a number, numbers by name pattern, or a function of the tensor's name, not {value!r}"
+        )
+    tests = [
+        (matcher(pattern), _number(n, f"the coefficient of {pattern!r}")) for pattern, n in value.items()
+    ]
+    for pattern, (test, _) in zip(value, tests, strict=True):
+        if pattern != "*" and not any(map(test, names)):
+            raise AlgebraError(f"no tensor matches {pattern!r}{did_you_mean(pattern, names)}")
     result = {}
     for name in names:
         for test, number in tests:
@@ -59,3 +75,14 @@ def coefficients(value: Coefficient, names: Iterable[str]) -> dict[str, float]:
                 "add a last pattern '*'"
             )
     return result
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, NumPy's too."""
+    return isinstance(value, Real)
+
+
+def _number(value: Any, what: str) -> float:
+    if not is_number(value) or not math.isfinite(value):
+        raise AlgebraError(f"{what} must be a finite number, not {value!r}")
+    return float(value)

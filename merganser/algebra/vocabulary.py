@@ -266,7 +266,10 @@ def random_drop(
         for name, share in shares.items():
             _check_share(share, f"density (tensor {name!r})")
         label = x.label
-        return x.map(lambda name, e: _drop(e, shares[name], (str(seed), method, label, name), rescale))
+        tied = x.aliases  # a head that is stored beside the embedding it shares must lose the same entries
+        return x.map(
+            lambda name, e: _drop(e, shares[name], (str(seed), method, label, tied.get(name, name)), rescale)
+        )
     if not isinstance(density, int | float):
         raise RequestError("random_drop: one tensor has one density, a number")
     _check_share(density, "density")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from merganser.algebra.expression import Expression, Leaf, LowRank, Number, apply
-from merganser.algebra.selection import Coefficient, Pattern, coefficients, matching
+from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, did_you_mean, listing
 
@@ -152,6 +152,17 @@ class Weights(Mapping[str, Expression]):
     def __truediv__(self, other: Weights | Coefficient) -> Weights:
         return _combine("div", self, other) if isinstance(other, Weights) else self._scaled("div", other)
 
+    def __rsub__(self, other: Number) -> Weights:
+        return -self + other
+
+    def __rtruediv__(self, other: Number) -> Weights:
+        if not is_number(other):
+            return NotImplemented
+        return self.map(lambda _, expression: apply("div", float(other), expression))
+
+    __array_ufunc__ = None
+    """NumPy's numbers leave arithmetic to these weights."""
+
     def __neg__(self) -> Weights:
         return self._scaled("mul", -1.0)
 
@@ -268,10 +279,11 @@ class Weights(Mapping[str, Expression]):
 doorway: dict[str, Callable[..., Any]] = {}
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> Weights:
-    """The lazy weights of an opened checkpoint: degree 1 for a model, 0 for a LoRA adapter."""
-    entries = {name: Entry(Leaf(tensor), 1.0) for name, tensor in checkpoint.tensors.items()}
-    entries |= {name: Entry(LowRank(delta), 0.0) for name, delta in checkpoint.deltas.items()}
+def from_checkpoint(checkpoint: Checkpoint, degree: float | None = None) -> Weights:
+    """The lazy weights of an opened checkpoint: degree 1 for a model, 0 for a LoRA adapter or a saved task vector."""
+    degree = checkpoint.degree if degree is None else degree
+    entries = {name: Entry(Leaf(tensor), degree) for name, tensor in checkpoint.tensors.items()}
+    entries |= {name: Entry(LowRank(delta), degree) for name, delta in checkpoint.deltas.items()}
     origin = None if checkpoint.is_adapter else checkpoint
     return Weights(
         entries, label=checkpoint.name, origin=origin, checkpoints=(checkpoint,), aliases=checkpoint.aliases
@@ -305,9 +317,10 @@ def combine_all(
 
 def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
     if not isinstance(b, Weights):
-        if not isinstance(b, int | float):
-            return NotImplemented
-        return a.map(lambda _, expression: apply(operation, expression, b))
+        if not is_number(b):
+            return NotImplemented  # type: ignore[no-any-return]
+        number = float(b)
+        return a.map(lambda _, expression: apply(operation, expression, number))
     named, other, sparse = _roles(operation, a, b)
     if not sparse:
         _need_names(named, other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.resources import files
@@ -13,6 +13,7 @@ import yaml
 
 from merganser.architectures.notation import (
     NORMS,
+    Dimension,
     FamilyError,
     Formula,
     TensorSpec,
@@ -22,7 +23,7 @@ from merganser.errors import RequestError, did_you_mean
 
 KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
-    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when",
+    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FOLDED, BRANCH, STREAM = "folded", "branch", "stream"
@@ -90,7 +91,8 @@ class Family:
     """One data file. `heads` are the tensors outside the body; a checkpoint of the bare body has none of them.
 
     `curved` are modules whose output passes through a nonlinearity although it has a residual axis, and which: such an
-    axis can be put in another order, and not be rotated.
+    axis can be put in another order, and not be rotated. `same` are axes that are another one where the module between
+    the two is missing.
     """
 
     name: str
@@ -111,6 +113,11 @@ class Family:
     inexact: Mapping[str, str]
     experts: ExpertSpec | None = None
     curved: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    """Config lists of numbers of copies, by key: `mlp_only_layers` holds numbers of layers."""
+    derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Config keys that the loader makes anew when they are left out, as they must be once there are more or fewer copies."""
+    same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
     def by_module(self) -> dict[str, list[TensorSpec]]:
@@ -135,6 +142,28 @@ class Family:
             if found is not None:
                 return spec, {index: int(value) for index, value in found.groupdict().items()}
         return None
+
+    def joined(self, modules: Container[str]) -> Family:
+        """This family for a model that has the given modules: axes with no module between them are one."""
+        gone = {axis: other for axis, (other, module) in self.same.items() if module not in modules}
+        if not gone:
+            return self
+
+        def renamed(dim: Dimension) -> Dimension:
+            return Dimension(
+                tuple(tuple(gone.get(f, f) if isinstance(f, str) else f for f in term) for term in dim.terms)
+            )
+
+        keys = {self.axes[axis].size.key: Formula(other) for axis, other in gone.items()}
+        return replace(
+            self,
+            axes={name: axis for name, axis in self.axes.items() if name not in gone},
+            config={**self.config, **{key: formula for key, formula in keys.items() if key is not None}},
+            fixed={name: reason for name, reason in self.fixed.items() if name not in gone},
+            inexact={name: reason for name, reason in self.inexact.items() if name not in gone},
+            tensors=tuple(replace(spec, dims=tuple(map(renamed, spec.dims))) for spec in self.tensors),
+            same={},
+        )
 
     def axis(self, name: str) -> AxisSpec:
         """An axis or index by name. Raises `RequestError` with the nearest name."""
@@ -206,6 +235,9 @@ def parse_family(text: str, place: str) -> Family:
         inexact=dict(raw.get("inexact", {})),
         experts=_experts(raw.get("experts"), place),
         curved=dict(raw.get("curved", {})),
+        numbers=dict(raw.get("numbers", {})),
+        derived={str(index): tuple(keys) for index, keys in raw.get("derived", {}).items()},
+        same=_same(raw.get("same", {}), place),
     )
     _check(family, place)
     return family
@@ -276,6 +308,19 @@ def _experts(raw: Any, place: str) -> ExpertSpec | None:
     return ExpertSpec(**raw)
 
 
+def _same(raw: Mapping[str, Any], place: str) -> dict[str, tuple[str, str]]:
+    """`embedding: residual without embeddings_project`."""
+    same = {}
+    for axis, text in raw.items():
+        found = re.fullmatch(r"(\w+) without (\S+)", str(text))
+        if found is None:
+            raise FamilyError(
+                f"{place}: same: {axis}: expected another axis, without, and a module, not {text!r}"
+            )
+        same[str(axis)] = (found[1], found[2])
+    return same
+
+
 def _check(family: Family, place: str) -> None:
     """Everything that a file must agree with itself about."""
     known = family.axes.keys() | family.indices.keys()
@@ -327,7 +372,7 @@ def _check(family: Family, place: str) -> None:
             raise FamilyError(
                 f"{place}: fixed and inexact give the name of an axis and a reason, not {name!r}"
             )
-    for key, index in family.lists.items():
+    for key, index in (*family.lists.items(), *family.numbers.items(), *((i, i) for i in family.derived)):
         if index not in family.indices:
             raise FamilyError(f"{place}: lists: {key}: there is no index {index!r}")
     for name in (n for pair in family.tied.items() for n in pair):
@@ -340,6 +385,15 @@ def _check(family: Family, place: str) -> None:
             )
         if not formula.names:
             raise FamilyError(f"{place}: when: {module}: {formula} depends on nothing")
+    for one, (other, module) in family.same.items():
+        if one not in family.axes or other not in family.axes or family.axes[one].size.key is None:
+            raise FamilyError(
+                f"{place}: same: {one} and {other} must be axes, {one} with a config key for its size"
+            )
+        if module not in family.by_module:
+            raise FamilyError(
+                f"{place}: same: there is no module {module}{did_you_mean(module, family.by_module)}"
+            )
     for module in family.curved:
         if module not in family.by_module:
             raise FamilyError(

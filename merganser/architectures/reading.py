@@ -165,6 +165,10 @@ class Reading:
                 f"{name} would be {common[name]}, and the stock loader takes it from config.json as {spec.size} "
                 f"= {size}; no key can say anything else"
             )
+        for index, keys in self.family.derived.items():
+            if common.get(index) != before.get(index):
+                for key in keys:
+                    config.pop(key, None)
         for key, index in self.family.lists.items():
             values = _get(config, key)
             if isinstance(values, list) and len(values) != (common.get(index) or len(values)):
@@ -270,6 +274,7 @@ def read(checkpoint: Checkpoint) -> Reading:
 def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -> Reading:
     """Read a model through a given family."""
     prefix = _prefix(checkpoint, family)
+    family = family.joined({name.removeprefix(prefix).rpartition(".")[0] for name in checkpoint.tensors})
     sizes = _sizes(family, config, checkpoint.name)
     tensors: dict[str, NamedTensor] = {}
     unknown = []

@@ -64,15 +64,37 @@ class Checkpoint:
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """Output heads that the files do not hold because they share the embedding: head name to embedding name."""
-        if (self.config or {}).get("tie_word_embeddings") is False:
+        """Output heads that share the embedding: head name to embedding name.
+
+        A head that is stored all the same counts where the config ties the two and their shapes agree.
+        """
+        tied = (self.config or {}).get("tie_word_embeddings")
+        if tied is False:
             return {}
+
+        def shares(head: str, embedding: str) -> bool:
+            found, other = self.tensors.get(head), self.tensors.get(embedding)
+            if other is None or found is None:
+                return other is not None
+            return tied is True and (found.dtype, found.shape) == (other.dtype, other.shape)
+
         return {
             head: embedding
             for head, embeddings in TIED_HEADS.items()
             for embedding in embeddings
-            if head not in self.tensors and embedding in self.tensors
+            if shares(head, embedding)
         }
+
+    @cached_property
+    def degree(self) -> float:
+        """1 for a model, 0 for an adapter, and for what merganser saved as a task vector what its manifest says."""
+        if self.is_adapter:
+            return 0.0
+        path = self.directory / layout.MANIFEST_NAME if self.directory else None
+        degree = layout.read_json(path).get("degree", 1.0) if path is not None and path.exists() else 1.0
+        if isinstance(degree, bool) or not isinstance(degree, int | float) or not abs(degree) < 1e9:
+            raise CheckpointError(f"{path}: the degree {degree!r} is no number")
+        return float(degree)
 
     @property
     def is_adapter(self) -> bool:

@@ -27,7 +27,9 @@ def command(
     from merganser import explain
     from merganser.recipe import build, load
 
-    weights, fields = build(load(recipe), allow_pickle=allow_pickle)
+    read = load(recipe)
+    summary = read.method.summary.rstrip(".")
+    weights, fields = build(read, allow_pickle=allow_pickle)
     plan = explain(weights, memory=limit, threads=threads, shard_size=shard, **fields)
     if as_json:
         console.print_json(plan)
@@ -40,9 +42,19 @@ def command(
             for p in plan["parents"]
         ],
     )
-    console.say("\nformulas")
+    said = fields["recipe"]
+    console.say(f"\nmethod   {said['method']} ({summary})")
+    for name, value in said["parameters"].items():
+        console.say(f"         {name} {value}")
+    for model in said["models"]:
+        own = "".join(f", {name} {value}" for name, value in model["parameters"].items())
+        base = ", the base" if model["name"] == said["base"] else ""
+        console.say(f"         {model['name']}{base}{own}")
+    for one in said.get("steps", []):
+        console.say(f"step     {', '.join(f'{name} {settings}' for name, settings in one.items())}")
+    console.say("\nformulas (--json has them in full)")
     for formula, count in plan["forms"].items():
-        console.say(f"  {count} tensors: {formula if len(formula) <= 300 else formula[:297] + '...'}")
+        console.say(f"  {count} tensors: {formula if len(formula) <= 150 else formula[:147] + '...'}")
     held = plan["memory"]
     console.say(
         f"\npasses   {plan['passes']} over the largest tensors, {plan['kernels']} kernels, {plan['threads']} threads"

@@ -336,6 +336,7 @@ def _finish(
         tensors=tensors,
         files={name: digest_file(space.model / name) for name in names},
         unused=plan.unused,
+        degree=options.degree,
         notes=list(plan.notes),
         run={
             "seconds": round(seconds, 3),

@@ -249,9 +249,11 @@ def _check_degree(weights: Weights, degree: float) -> None:
     share = "" if len(names) == len(weights) else f" (tensors {listing(names, 3)})"
     if degree == 1.0:
         remedy = (
-            "That is a task vector: add it to a base, or pass degree=0 to save the vector itself"
+            "That is a task vector: add it to a base, or pass degree=0 (in a recipe degree: 0) "
+            "to save the vector itself"
             if sums == 0.0
-            else f"Normalise the weights so that they sum to 1, or pass degree={sums:g} if this is meant"
+            else f"Normalise the weights so that they sum to 1, or pass degree={sums:g} "
+            f"(in a recipe degree: {sums:g}) if this is meant"
         )
         raise AlgebraError(f"{weights.label!r} sums to {sums:g} of a model, not to one{share}. {remedy}")
     raise AlgebraError(f"{weights.label!r} has degree {sums:g}, not {degree:g}{share}")

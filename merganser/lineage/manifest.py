@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from merganser.checkpoint.digest import ALGORITHM
 from merganser.checkpoint.layout import MANIFEST_NAME, read_json
 from merganser.errors import VerificationError
@@ -34,6 +36,7 @@ class Manifest:
     tensors: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, str]
     unused: Mapping[str, list[str]]
+    degree: float = 1.0
     notes: Sequence[Mapping[str, Any]] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -49,13 +52,21 @@ class Manifest:
             "generator",
             "digest",
             "digest_algorithm",
+            "degree",
             "seed",
             "recipe",
             "parents",
         )
         fields = asdict(self)
         document = {key: fields.pop(key) for key in ordered} | fields
+        document["own_digest"] = own_digest(document)
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def own_digest(document: Mapping[str, Any]) -> str:
+    """The digest of a manifest's own words, so that an edited one is noticed."""
+    words = {key: value for key, value in document.items() if key != "own_digest"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(words, sort_keys=True, separators=(",", ":")).encode())
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

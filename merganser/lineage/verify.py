@@ -10,8 +10,8 @@ from typing import Any
 from merganser.checkpoint import open_checkpoint
 from merganser.checkpoint.digest import content_digest, digest_file, digest_tensor
 from merganser.checkpoint.layout import MANIFEST_NAME
-from merganser.errors import VerificationError, listing
-from merganser.lineage.manifest import read_manifest
+from merganser.errors import RequestError, VerificationError, listing
+from merganser.lineage.manifest import own_digest, read_manifest
 
 
 def verify(
@@ -24,10 +24,15 @@ def verify(
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise VerificationError(f"{directory}: is not a directory")
+        raise RequestError(f"{directory}: is not a directory")
     manifest = read_manifest(directory)
     faults = _files(directory, manifest["files"])
+    if manifest.get("own_digest") != own_digest(manifest):
+        faults.append("the manifest was edited")
     checkpoint = open_checkpoint(directory)
+    read = {file.path.name for file in checkpoint.files}
+    extra = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in read)
+    faults += [f"the weights file {name!r} is no part of the checkpoint" for name in extra]
     listed, found = manifest["tensors"], checkpoint.tensors
     faults += [f"tensor {name!r} is missing" for name in listed if name not in found]
     faults += [f"tensor {name!r} is not in the manifest" for name in found if name not in listed]

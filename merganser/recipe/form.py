@@ -22,7 +22,7 @@ Listed = tuple[str, str | None, Mapping[str, Setting]]
 
 _SHARED = ("models", "base_model", "parameters", "dtype", "out_dtype")
 _OWN_KEYS = ("method", "model", *_SHARED, "steps", "seed", "degree")
-_MERGEKIT_KEYS = ("merge_method", *_SHARED)
+_MERGEKIT_KEYS = ("merge_method", *_SHARED, "degree")
 _LATER = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
 _LATER_METHODS = (
     "nuslerp",

@@ -10,7 +10,8 @@ import pytest
 from makers import normal, read_model, write_file, write_model
 
 import merganser as mg
-from merganser.errors import MerganserError, VerificationError
+from merganser.errors import MerganserError, RequestError, VerificationError
+from merganser.lineage.manifest import own_digest
 
 
 @pytest.fixture
@@ -93,7 +94,12 @@ def rewrite(directory, change):
     change(tensors)
     for path in [*directory.glob("*.safetensors"), directory / "model.safetensors.index.json"]:
         path.unlink()
-    edit(directory / "merganser.json", lambda d: d["files"].pop("model.safetensors.index.json"))
+
+    def change_words(document):
+        document["files"].pop("model.safetensors.index.json")
+        document["own_digest"] = own_digest(document)
+
+    edit(directory / "merganser.json", change_words)
     write_file(directory / "model.safetensors", tensors)
 
 
@@ -208,7 +214,7 @@ def test_what_was_not_sealed_says_so(tmp_path):
     model = write_model(tmp_path / "m", {"w": normal(3)})
     with pytest.raises(VerificationError, match=r"has no merganser\.json, so it was not sealed by merganser"):
         mg.verify(model)
-    with pytest.raises(VerificationError, match="is not a directory"):
+    with pytest.raises(RequestError, match="is not a directory"):
         mg.verify(tmp_path / "nowhere")
 
 
