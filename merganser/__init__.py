@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from merganser._version import __version__
 
 if TYPE_CHECKING:
+    import merganser.algebra.axes as axes
     from merganser._facade import compute, evaluate, explain, open, save, verify
     from merganser.algebra import (
         Expression,
@@ -70,6 +71,7 @@ _HOMES = {
     "merganser.engine": ("Report", "SaveOptions"),
     "merganser.errors": ("MerganserError",),
 }
+_MODULES = {"axes": "merganser.algebra.axes"}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Expression",
@@ -79,6 +81,7 @@ __all__ = [
     "Weights",
     "__version__",
     "absolute",
+    "axes",
     "cast",
     "clip",
     "compute",
@@ -107,6 +110,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        from importlib import import_module
+
+        return import_module(_MODULES[name])
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'merganser' has no attribute {name!r}")

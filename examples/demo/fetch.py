@@ -110,13 +110,20 @@ def fetch(package: Package, cache: Path, progress: Progress | None = None) -> Pa
     return final
 
 
-def download(package: Package, here: Path, progress: Progress | None = None) -> Path:
-    """The wheel of `package`, fetched by pip with the user's own pip settings."""
+def download(package: Package, here: Path, progress: Progress | None = None, *, source: bool = False) -> Path:
+    """The wheel of `package` (or its source archive), fetched by pip with the user's own pip settings."""
     scratch = here / "scratch"
     scratch.mkdir()
     requirement = f"{package.name}=={package.version}"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(here), requirement]
+    command += [
+        "--no-deps",
+        "--no-binary" if source else "--only-binary",
+        ":all:",
+        "--dest",
+        str(here),
+        requirement,
+    ]
     log = here / "pip.log"
     with log.open("wb") as file:
         environment = {**os.environ, "TMPDIR": str(scratch)}
@@ -130,7 +137,7 @@ def download(package: Package, here: Path, progress: Progress | None = None) -> 
             if pip.poll() is None:
                 pip.kill()
                 pip.wait()
-    wheels = list(here.glob("*.whl"))
+    wheels = list(here.glob("*.tar.gz" if source else "*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
         raise DemoError(f"pip could not download {requirement}:\n{log.read_text(errors='replace').strip()}")
     if progress:

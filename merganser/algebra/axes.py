@@ -61,7 +61,7 @@ def reading_of(weights: Weights) -> Reading:
     return reading
 
 
-def axes(weights: Weights) -> dict[str, int]:
+def sizes(weights: Weights) -> dict[str, int]:
     """The size of every axis and the count of every index, `neurons[3]` and so on."""
     return {str(axis): size for axis, size in reading_of(weights).sizes.items()}
 
@@ -461,10 +461,12 @@ def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int
     """
     reading = reading_of(weights)
     reading.family.axis(axis)
-    if not (axis.endswith("residual") or axis == "value_dim"):
+    if not axis.endswith(("residual", "value_dim")):
         raise reading.refused(
             f"rotate: {axis} passes through a nonlinearity; residual and value_dim can be rotated"
         )
+    if axis in reading.family.fixed:
+        raise reading.refused(f"the elements of {axis} have fixed places: {reading.family.fixed[axis]}")
     for module, reason in reading.family.curved.items():
         specs = reading.family.by_module[module]
         present = any(named.spec.module == module for named in reading.tensors.values())
@@ -476,16 +478,21 @@ def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int
     touched = {
         name: named
         for name, named in reading.tensors.items()
-        if named.spec.kind in NORMS and any(_has(p, axis) for dim in reading.parts(name) for p in dim)
+        if named.spec.kind in (*NORMS, "scale")
+        and any(_has(p, axis) for dim in reading.parts(name) for p in dim)
     }
     for name, named in touched.items():
         norm = reading.family.norms.get(named.spec.module)
         if norm is None or norm.place != "folded":
             where = norm.place if norm else "axis itself"
+            if named.spec.kind == "scale":
+                raise reading.refused(
+                    f"rotate: {name!r} multiplies the elements of {axis} as they are, one by one"
+                )
             raise reading.refused(
                 f"rotate: the norm {name!r} is on the {where}, its weights belong to the axes as they are"
             )
-        if named.spec.kind == "layernorm":
+        if named.spec.kind.startswith("layernorm"):
             for one, values in matrices.items():
                 if np.abs(values.sum(axis=1) - 1).max() > ORTHOGONAL:
                     raise reading.refused(
@@ -811,8 +818,8 @@ def _same_but(readings: Sequence[Reading], axis: str) -> None:
             )
         mine = {one.name: size for one, size in first.sizes.items()}
         theirs = {one.name: size for one, size in other.sizes.items()}
-        for name in mine.keys() & theirs.keys() - {axis}:
-            if mine[name] != theirs[name]:
+        for name in mine:
+            if name != axis and theirs.get(name, mine[name]) != mine[name]:
                 raise AlgebraError(
                     f"{name} is {mine[name]} in {first.source} and {theirs[name]} in {other.source}; only {axis} may "
                     f"differ (take, pad or widen makes {name} equal)"

@@ -116,7 +116,7 @@ class Family:
     numbers: Mapping[str, str] = field(default_factory=dict)
     """Config lists of numbers of copies, by key: `mlp_only_layers` holds numbers of layers."""
     derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Config keys that the loader makes anew when they are left out, as they must be once there are more or fewer copies."""
+    """Config keys that the loader makes anew when left out, as they must be once there are more or fewer copies."""
     same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
@@ -144,7 +144,7 @@ class Family:
         return None
 
     def joined(self, modules: Container[str]) -> Family:
-        """This family for a model that has the given modules: axes with no module between them are one."""
+        """The family of a model that has the given modules: axes with no module between them are one."""
         gone = {axis: other for axis, (other, module) in self.same.items() if module not in modules}
         if not gone:
             return self

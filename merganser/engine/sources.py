@@ -27,6 +27,8 @@ HELD = 1 << 20
 """A source of at most so many elements is read whole when single elements of it are wanted."""
 ROWS = 64
 """Rows per matrix product, always: with one shape for all blocks the bytes do not depend on where a tile begins."""
+MIXED = 16
+"""Rows of a mixture that are made together."""
 _RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -163,7 +165,7 @@ class _Taken(Source):
 
 def _stretches(places: Elements) -> Iterator[tuple[int, int]]:
     """Runs of neighbouring rows: where each begins, and its length. Rows that are not there (-1) come one by one."""
-    breaks: Any = np.flatnonzero((np.diff(places) != 1) | (places[1:] < 0)) + 1 if len(places) > 1 else []
+    breaks: Any = np.flatnonzero((np.diff(places) != 1) | (places[:-1] < 0)) + 1 if len(places) > 1 else []
     edges = [0, *map(int, breaks), len(places)]
     for at, end in pairwise(edges):
         if end > at:
@@ -229,6 +231,8 @@ class _Spread(Source):
 
 
 class _Mixed(Source):
+    """A few rows of the result at a time: the rows they need are read once each, in runs of neighbours."""
+
     def __init__(self, load: Mixed, source: Source) -> None:
         super().__init__(load.dtype)
         self.source = source
@@ -240,13 +244,37 @@ class _Mixed(Source):
         done = 0
         while done < len(out):
             row, at = divmod(start + done, self.row)
-            count = min(self.row - at, len(out) - done)
-            total = np.zeros(count, np.float32)
-            for place, weight in zip(self.rows[row], self.weights[row], strict=True):
-                if place >= 0:
-                    total += weight * self.source.values(int(place) * self.row + at, count)
-            out[done : done + count] = total
+            if at or len(out) - done < self.row:
+                count = min(self.row - at, len(out) - done)
+                out[done : done + count] = self._sums(row, row + 1, at, count)[0]
+            else:
+                rows = min((len(out) - done) // self.row, MIXED)
+                count = rows * self.row
+                out[done : done + count] = self._sums(row, row + rows, 0, self.row).reshape(-1)
             done += count
+
+    def _sums(self, first: int, last: int, at: int, count: int) -> Elements:
+        """Elements `at` to `at + count` of some rows of the result, [rows, count]."""
+        places = self.rows[first:last]
+        needed, where = np.unique(places, return_inverse=True)
+        where = where.reshape(places.shape)
+        held = np.zeros((len(needed), count), np.float32)
+        for k, length in _stretches(needed):
+            if needed[k] < 0:
+                continue
+            if count == self.row:
+                got = self.source.values(int(needed[k]) * self.row, length * self.row)
+                held[k : k + length] = got.reshape(length, self.row)
+            else:
+                for j in range(k, k + length):
+                    held[j] = self.source.values(int(needed[j]) * self.row + at, count)
+        total = np.zeros((last - first, count), np.float32)
+        for j in range(places.shape[1]):
+            total += (
+                np.where(places[:, j] < 0, np.float32(0), self.weights[first:last, j])[:, None]
+                * held[where[:, j]]
+            )
+        return total
 
 
 class _Product(Source):
@@ -335,6 +363,8 @@ def scratch_bytes(load: Load, tile: int) -> int:
             return inner + tile * itemsize
         rows = tile // max(1, row) + 2
         return inner + rows * (from_row * 3 + row * 2) * itemsize
+    if isinstance(load, Mixed):
+        return inner + MIXED * (int(load.rows.shape[1]) + 2) * math.prod(load.shape[1:]) * 8
     if isinstance(load, Product):
         after = math.prod(load.source.shape[load.dim + 1 :])
         width = load.matrix.shape[0] if after == 1 else after

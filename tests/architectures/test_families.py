@@ -523,7 +523,7 @@ def mutations(family: str, tiny: list[Case]) -> Iterator[tuple[str, str]]:
     held = {
         named.spec.pattern: (one, tensor) for one in tiny for tensor, named in one.reading.tensors.items()
     }
-    lines = unfolded(text)
+    lines = text.splitlines()
     body = range(lines.index("modules:") + 1, len(lines))
     modules = [
         k for k in body if re.search(r": (linear|conv1d|conv|embedding|parameter|\S*norm\S*)\b", lines[k])
@@ -535,7 +535,10 @@ def mutations(family: str, tiny: list[Case]) -> Iterator[tuple[str, str]]:
         return next((s for s in known.tensors if s.module == own and s.pattern in held), None)
 
     def with_line(k: int, line: str | None) -> str:
-        return "\n".join(line if i == k else old for i, old in enumerate(lines) if i != k or line is not None)
+        after = k + 1
+        while lines[k].endswith(">-") and depth_of(lines[after]) > depth_of(lines[k]):
+            after += 1
+        return "\n".join([*lines[:k], *([] if line is None else [line]), *lines[after:]])
 
     present = [k for k in modules if spec_of(k) is not None]
     for k in rng.sample(present, min(2, len(present))):
@@ -566,25 +569,15 @@ def mutations(family: str, tiny: list[Case]) -> Iterator[tuple[str, str]]:
             yield f"one {axis.name} less", with_line(k, f"{start}: ({axis.size}) - 1")
 
 
-def unfolded(text: str) -> list[str]:
-    """The lines, with those after a `>-` put on its line."""
-    lines: list[str] = []
-    folded = -1
-    for line in text.splitlines():
-        depth = len(line) - len(line.lstrip())
-        if 0 <= folded < depth:
-            lines[-1] = lines[-1].removesuffix(">-") + line.strip() + " "
-            continue
-        folded = depth if line.endswith(">-") else -1
-        lines.append(line)
-    return lines
+def depth_of(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def prefixes_of(lines: list[str]) -> dict[int, str]:
     """The mappings that each line of a YAML file stands in, as a prefix."""
     found, stack = {}, []
     for k, line in enumerate(lines):
-        depth = len(line) - len(line.lstrip())
+        depth = depth_of(line)
         stack = [(d, word) for d, word in stack if d < depth]
         found[k] = "".join(f"{word}." for d, word in stack if d)
         stack.append((depth, line.split(":")[0].strip()))

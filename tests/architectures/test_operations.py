@@ -158,7 +158,7 @@ def test_wider_models_open_and_keep_their_function(case):
         case.same(wider)
         done.append(name)
     if case.name in ("llama", "gpt2", "bert", "t5", "vit", "whisper", "qwen3", "gemma2", "opt", "phi3"):
-        assert "neurons" in done
+        assert any(name.endswith("neurons") for name in done)
 
 
 def test_narrower_models_open_or_the_refusal_says_why(case):
@@ -213,7 +213,9 @@ def test_rotation_keeps_the_function_or_says_what_stands_in_the_way(case):
         try:
             turned = planned(axes.rotate(case.weights, name, matrices))
         except MerganserError as refusal:
-            assert re.search(r"norm|bias|reads its output|nonlinearity", str(refusal)), str(refusal)
+            assert re.search(
+                r"norm|bias|reads its output|nonlinearity|one by one|fixed places", str(refusal)
+            ), str(refusal)
             continue
         case.same(turned)
 

@@ -34,12 +34,29 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_small(path: Path) -> None:
     random = np.random.default_rng(len(path.name))
-    names = ("mlp.up_proj", "self_attn.q_proj", "input_layernorm")
+    matrices = [f"self_attn.{side}_proj" for side in "qkvo"] + [
+        f"mlp.{part}_proj" for part in ("gate", "up", "down")
+    ]
+    shapes = dict.fromkeys(matrices, (8, 8)) | dict.fromkeys(
+        ("input_layernorm", "post_attention_layernorm"), (8,)
+    )
     tensors = {
-        f"model.layers.0.{name}.weight": random.standard_normal((8, 8)).astype(np.float32) for name in names
+        f"model.layers.0.{name}.weight": random.standard_normal(shape).astype(np.float32)
+        for name, shape in shapes.items()
     }
     embedding = random.standard_normal((9, 8)).astype(np.float32)
-    write_model(path, tensors | {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding + 1})
+    tensors |= {"model.norm.weight": embedding[0], "model.embed_tokens.weight": embedding}
+    write_model(path, tensors | {"lm_head.weight": embedding + 1}, LLAMA)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 9,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.mark.parametrize("text", snippets("python"))

@@ -70,6 +70,22 @@ def test_rows_longer_than_what_is_held(tmp_path, monkeypatch):
     assert found.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("held", [0, 50, 1 << 20])
+def test_rows_that_are_not_there_beside_rows_that_are(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(sources, "HELD", held)
+    array = normal(12 * 5, dtype=BF16).reshape(12, 5)
+    weights = mg.open(write_model(tmp_path / "a", {"x": array}))
+    rows, columns = np.array([-1, 0, 1, -1, -1, 11, 0]), np.array([4, -1, 0])
+    for k, indices in enumerate([[rows, columns], [rows, None]]):
+        found = saved(one(weights, taken(weights["x"], indices)), tmp_path / f"o{k}")["x"]
+        expected = array[rows] if indices[1] is None else array[rows][:, columns]
+        expected = expected.copy()
+        expected[rows < 0] = 0
+        if indices[1] is not None:
+            expected[:, columns < 0] = 0
+        assert found.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
 def test_taking_from_a_formula_is_the_formula_of_what_is_taken(tmp_path):
     a, b = normal(50 * 7, dtype=BF16).reshape(50, 7), normal(50 * 7, seed=1, dtype=BF16).reshape(50, 7)
     x, y = (mg.open(write_model(tmp_path / n, {"x": v})) for n, v in (("a", a), ("b", b)))

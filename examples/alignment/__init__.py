@@ -1,0 +1,1 @@
+"""How far weight matching brings two independent nets: `PYTHONPATH=examples python -m alignment`."""

@@ -1,0 +1,1 @@
+"""Bringing the elements of one model into the order of another's."""

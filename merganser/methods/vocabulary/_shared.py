@@ -1,0 +1,190 @@
+"""What the vocabulary steps share: a model with its tokenizer, and rows that are put together anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from merganser.algebra import Weights, axes
+from merganser.architectures import Reading
+from merganser.errors import AlgebraError, RequestError
+from merganser.tokenizer import Followed, Tokenizer, follow, is_vocabulary_file, read_small
+from merganser.tokenizer.companions import TOKENIZER, Ids, refuse_lost
+
+VOCAB = "vocab"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A model and its tokenizer, found to agree. `files` are the small files that name tokens."""
+
+    weights: Weights
+    reading: Reading
+    rows: int
+    files: Mapping[str, bytes]
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, weights: Weights) -> Vocabulary:
+        """Read the tokenizer of a model.
+
+        Raises `RequestError` where it has none or no family file, `AlgebraError` where it disagrees with the embedding.
+        """
+        reading = axes.reading_of(weights)
+        rows = rows_of(reading)
+        files = small_files(weights)
+        if TOKENIZER not in files:
+            other = [name for name in files if name.endswith((".model", ".tiktoken", ".txt"))]
+            hint = f" (it has {', '.join(other)})" if other else ""
+            raise RequestError(
+                f"{weights.label!r} has no {TOKENIZER}{hint}. A tokenizer in another format becomes one by "
+                "AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) of transformers"
+            )
+        tokenizer = Tokenizer.parse(files[TOKENIZER], f"{weights.label}/{TOKENIZER}")
+        embedding = reading.name(_embedding(reading), {})
+        if tokenizer.holes:
+            raise AlgebraError(
+                f"{tokenizer.source} has no token for {len(tokenizer.holes)} ids below its largest (the first is "
+                f"{tokenizer.holes[0]}), and {embedding!r} has {rows} rows: which rows are in use is not clear. Give "
+                "every id a token"
+            )
+        if len(tokenizer) > rows:
+            raise AlgebraError(
+                f"{tokenizer.source} has {len(tokenizer)} tokens and {embedding!r} has {rows} rows: "
+                f"{tokenizer.tokens[rows]!r} and what follows have none. Take the tokenizer that belongs to the model"
+            )
+        return cls(weights, reading, rows, files, tokenizer)
+
+    @property
+    def padding(self) -> int:
+        """Rows after the last token."""
+        return self.rows - len(self.tokenizer)
+
+    @cached_property
+    def embedding(self) -> str:
+        """The tensor that embeds tokens."""
+        return self.reading.name(_embedding(self.reading), {})
+
+    def mean(self) -> Weights:
+        """One row: the mean of all tokens' rows, of every tensor with the axis.
+
+        Summed in two steps, about sqrt(n) rows at a time, which keeps f32 exact enough.
+        """
+        count = len(self.tokenizer)
+        width = max(1, int(np.sqrt(count)))
+        groups = -(-count // width)
+        rows = np.arange(groups * width).reshape(groups, width)
+        first = axes.mix(self.weights, VOCAB, np.where(rows < count, rows, -1), np.ones(rows.shape))
+        return axes.mix(first, VOCAB, np.arange(groups)[None], np.full((1, groups), 1 / count))
+
+    def put_together(self, parts: Sequence[Weights], index: Iterable[int]) -> Weights:
+        """Rows of this model and of `parts` (numbered on) by index, -1 for zeros."""
+        whole = axes.concat([self.weights, *parts], VOCAB) if parts else self.weights
+        picked = np.asarray(list(index) if not isinstance(index, np.ndarray) else index, np.int64)
+        wanted = dict.fromkeys(axes.reading_of(whole).instances(VOCAB), picked)
+        return axes.rearrange(whole, VOCAB, wanted)
+
+    def finished(
+        self,
+        changed: Weights,
+        tokenizer: Tokenizer,
+        ids: Ids,
+        note: Mapping[str, Any],
+        *,
+        remedy: str = "",
+    ) -> Weights:
+        """The changed rows with files, config and a report that follow. `ids` numbers old rows anew."""
+        followed = follow(self.files, self.reading.config, self.tokenizer, tokenizer, ids, self.rows)
+        refuse_lost(followed.changes, self.weights.label, remedy)
+        rows = rows_of(axes.reading_of(changed))
+        refuse_grown(followed, self.rows, rows, self.weights.label)
+        return with_files(changed, followed).with_note({
+            **note,
+            "tokens": [len(self.tokenizer), len(tokenizer)],
+            "rows": [self.rows, rows],
+            **told(followed),
+        })  # fmt: skip
+
+
+def rows_of(reading: Reading) -> int:
+    """The rows of the vocabulary axis. Raises `RequestError` for a family or a model without one."""
+    found = [reading.sizes[one] for one in reading.instances(VOCAB)]
+    if not found:
+        raise reading.refused("this model has no tensor with a row per token")
+    return found[0]
+
+
+def _embedding(reading: Reading) -> Any:
+    for named in reading.tensors.values():
+        if named.spec.kind == "embedding" and VOCAB in named.spec.dims[0].axes:
+            return named.spec
+    raise reading.refused("this model has no embedding of tokens")
+
+
+def small_files(weights: Weights) -> dict[str, bytes]:
+    """The small files that name tokens, as they are now."""
+    found: dict[str, bytes] = {}
+    origin = weights.origin
+    if origin is not None and origin.directory is not None:
+        for relative in origin.companions:
+            name = str(relative)
+            if is_vocabulary_file(name) and name not in weights.files:
+                found[name] = read_small(origin.directory / relative)
+    found |= {n: c for n, c in weights.files.items() if c is not None and is_vocabulary_file(n)}
+    return dict(sorted(found.items()))
+
+
+def with_files(weights: Weights, followed: Followed) -> Weights:
+    """The weights with the small files and the config as they have become."""
+    reading = replace(axes.reading_of(weights), config=followed.config)
+    entries = {name: weights.entry(name) for name in weights}
+    return weights._with(entries, reading=reading, files={**weights.files, **followed.files})
+
+
+def refuse_grown(followed: Followed, before: int, after: int, label: str) -> None:
+    """Raise `AlgebraError` where an id that no row had would come to mean a new one."""
+    for name, changes in followed.changes.items():
+        for key, value in changes.outside.items():
+            if before <= value < after:
+                raise AlgebraError(
+                    f"{label}, {name}: {key} is {value}, beyond the {before} rows of the model, and would now mean one "
+                    f"of the new rows. Correct {name}"
+                )
+
+
+def told(followed: Followed) -> dict[str, Any]:
+    """What a report says of the small files."""
+    found: dict[str, Any] = {}
+    if changed := {
+        f"{name}: {key}": v for name, c in followed.changes.items() for key, v in c.changed.items()
+    }:
+        found["config_changed"] = changed
+    if outside := {
+        f"{name}: {key}": v for name, c in followed.changes.items() for key, v in c.outside.items()
+    }:
+        found["config_ids_without_row"] = outside
+    if followed.removed:
+        found["files_removed"] = followed.removed
+    return found
+
+
+def runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers in order as runs: the first and the last of each."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
+
+
+def same_tie(models: Sequence[Weights]) -> list[Weights]:
+    """The models with a head of their own where one of them has it, so that rows can be joined."""
+    if len({axes.reading_of(model).is_tied for model in models}) == 1:
+        return list(models)
+    return [axes.untie(model) for model in models]
