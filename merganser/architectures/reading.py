@@ -290,6 +290,7 @@ def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -
         )
     reading = Reading(family, config, _placed(family, sizes, tensors), tensors, prefix, checkpoint.name)
     _check_copies(reading, sizes)
+    _check_inner_copies(reading, sizes)
     for name, named in tensors.items():
         shape, expected = checkpoint.tensors[name].shape, reading.shape(named)
         if shape != expected:
@@ -418,6 +419,22 @@ def _check_copies(reading: Reading, sizes: Mapping[str, int]) -> None:
                     raise CheckpointError(
                         f"{reading.source}: lacks the tensor {name!r}, which every {family.name} of this size has"
                     )
+
+
+def _check_inner_copies(reading: Reading, sizes: Mapping[str, int]) -> None:
+    """Where a layer has one expert's tensor it has it of all: layers may lack experts as a whole, not in part."""
+    held: dict[tuple[TensorSpec, tuple[tuple[str, int], ...]], set[int]] = {}
+    for named in reading.tensors.values():
+        if len(named.at) > 1 and not named.spec.pattern.endswith(".bias"):
+            held.setdefault((named.spec, named.at[:-1]), set()).add(named.at[-1][1])
+    for (spec, outer), found in held.items():
+        index = spec.indices[-1]
+        if lost := sorted(set(range(sizes.get(index, 0))) - found):
+            name = reading.name(spec, dict(outer) | {index: lost[0]})
+            raise CheckpointError(
+                f"{reading.source}: lacks the tensor {name!r}, while {len(found)} other copies are there "
+                f"(config.json counts {sizes.get(index, 0)} of {index})"
+            )
 
 
 def _places(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[tuple[tuple[str, int], ...]]:

@@ -107,7 +107,7 @@ def rotate(weights: Weights, *, axis: str = "residual", matrix: Path | None = No
             raise RequestError(f"{matrix}: is no .npy file of numbers: {error}") from None
         return axes.rotate(weights, axis, values)
     centred = any(
-        spec.kind == "layernorm" and any(axis in dim.axes for dim in spec.dims)
+        spec.kind.startswith("layernorm") and any(axis in dim.axes for dim in spec.dims)
         for spec in reading.family.tensors
     )
     return axes.rotate(weights, axis, random_rotation(size, seed, keep_ones=centred))
