@@ -15,6 +15,7 @@ import tools
 from cases import Case
 from dataset import Dataset
 from measure import Sample, must_work, timed
+from reshapes import Reshape
 
 Samples = dict[str, list[dict[str, float]]]
 
@@ -110,6 +111,43 @@ class Bench:
         self.clear(out)
         say(f"  {case.method} at twice the size {sample.seconds:.2f} s, {sample.peak_bytes / 1e6:.0f} MB")
         return sample.as_json()
+
+    def reshape(self, reshape: Reshape, dataset: Dataset, repeats: int) -> dict[str, Any]:
+        """All the runs of one reshaping, beside cat + cp of the bytes that it moves."""
+        recipe = self.scratch / f"{reshape.name}.yaml"
+        recipe.write_text(reshape.recipe(dataset))
+        out, sized = self.scratch / "out", self.scratch / "sized"
+        reads = {dataset.weights(name): count for name, count in reshape.reads(dataset).items()}
+        with dataset.weights("alpha").open("rb") as source, sized.open("wb") as target:
+            left = reshape.writes(dataset)
+            while left > 0 and (part := source.read(min(left, 1 << 24))):
+                target.write(part)
+                left -= len(part)
+        samples: Samples = {"floor": [], "merganser": []}
+        failed: set[str] = set()
+        self._merganser(recipe, out, sync=False)  # compiles the kernels
+        self.clear(out)
+        for _ in range(repeats):
+            self._read([*reads, sized])
+            floor = tools.moved_floor(reads, sized, out, filesystem=self.filesystem)
+            samples["floor"].append(self._run("floor", floor).as_json())
+            self.clear(out)
+            sample = self._merganser(recipe, out, sync=False)
+            if sample.status:
+                failed.add("merganser")
+                self.failures.append(f"{reshape.name}: merganser ended with status {sample.status}")
+            samples["merganser"].append(sample.as_json())
+            self.clear(out)
+            say(
+                f"  {reshape.name} floor {samples['floor'][-1]['seconds']:.2f} s, merganser {sample.seconds:.2f} s"
+            )
+        sized.unlink()
+        record = {
+            "what": reshape.what,
+            "read_bytes": sum(reads.values()),
+            "output_bytes": reshape.writes(dataset),
+        }
+        return record | {"samples": samples, "failed": sorted(failed)}
 
     def _recipe(self, case: Case, dataset: Dataset) -> Path:
         path = self.scratch / f"{case.method}.yaml"

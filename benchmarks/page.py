@@ -7,6 +7,7 @@ from typing import Any
 
 from cases import CASES, LEAST_STARTUP_RATIO, MEMORY_LIMIT, MEMORY_SLACK, MOST_PEAK, Case
 from measure import median
+from reshapes import RESHAPES
 
 Record = dict[str, Any]
 
@@ -20,6 +21,7 @@ def render(results: Record, notes: str = "") -> str:
         _setting(results),
         _speed(results),
         _memory(results),
+        _reshapes(results),
         _kernels(results),
         _durable(results),
         _startup(results),
@@ -53,7 +55,7 @@ class Goals:
 
 def _summary(results: Record) -> str:
     goals = Goals()
-    for render_part in (_speed, _memory, _startup):
+    for render_part in (_speed, _memory, _reshapes, _startup):
         render_part(results, goals)
     total = len(goals.met) + len(goals.missed)
     text = f"{len(goals.met)} of {total} goals met."
@@ -131,6 +133,30 @@ def _speed(results: Record, goals: Goals | None = None) -> str:
     names = ["method", "floor s", "merganser s", "floors", "at most", ""]
     names += ["mergekit s", "mergekit / merganser", "at least", ""]
     return "## Time\n\n" + _table(names, rows)
+
+
+def _reshapes(results: Record, goals: Goals | None = None) -> str:
+    goals = goals or Goals()
+    held = results.get("reshapes", {})
+    rows = []
+    for reshape in RESHAPES:
+        record = held.get(reshape.name, {"samples": {}, "failed": []})
+        floor, ours = (_seconds(record, name) for name in ("floor", "merganser"))
+        floors, broken = _ratio(ours, floor), _failed(record, "merganser")
+        most = reshape.most_floors
+        verdict = goals.check(
+            f"{reshape.name} at most {most:g} floors", floors, most, most=True, failed=broken
+        )
+        peak = _peak(_good(record, "merganser"))
+        spreads = [_spread(record, name) for name in ("floor", "merganser")]
+        rows.append(
+            [reshape.name, reshape.what, *spreads, _number(floors), f"{most:g}", verdict, _megabytes(peak)]
+        )
+    if not held:
+        return ""
+    names = ["step", "what", "floor s", "merganser s", "floors", "at most", "", "peak MB"]
+    text = "*Floor* here: as many bytes read as are taken from each model, then `cp` of a file as large as the output."
+    return f"## Taken apart and put together\n\n{text}\n\n" + _table(names, rows)
 
 
 def _memory(results: Record, goals: Goals | None = None) -> str:

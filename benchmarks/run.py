@@ -23,6 +23,7 @@ from bench import Bench, say
 from cases import CASES
 from dataset import BenchmarkError, Dataset, prepare, warm
 from layouts import LAYOUTS
+from reshapes import RESHAPES
 
 PAGE = tools.REPOSITORY / "docs" / "benchmarks.md"
 RESULTS = tools.REPOSITORY / "benchmarks" / "results.json"
@@ -39,6 +40,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--reshapes-only", action="store_true", help="measure reshaping only, and keep the other numbers"
     )
     parser.add_argument(
         "--params", choices=LAYOUTS, default="1.1B", help="size of the generated models (%(default)s)"
@@ -161,7 +165,13 @@ def measure(chosen: argparse.Namespace) -> list[str]:
     warm(models)
     bench = Bench(chosen.work, results["machine"]["filesystem"], kit)
     results["startup"] = bench.startup()
-    results["cases"] = {}
+    results["cases"], results["reshapes"] = {}, {}
+    for reshape in RESHAPES:
+        results["reshapes"][reshape.name] = bench.reshape(reshape, models, chosen.repeats)
+    if chosen.reshapes_only:  # into the numbers that are there already
+        held = json.loads(chosen.results.read_text()) if chosen.results.exists() else results
+        write(held | {"reshapes": results["reshapes"]}, chosen)
+        return bench.failures
     for method in chosen.methods:
         results["cases"][method] = bench.case(
             CASES[method], models, chosen.repeats, chosen.mergekit_repeats[method]
