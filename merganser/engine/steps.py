@@ -188,7 +188,9 @@ class StepRun:
         if output is not None and result is not None:
             view = result.data
             # A copy is the very bytes that were digested when they came in.
-            known = self.digests[0].get(index) if output.copied_from is not None and 0 in self.digests else None
+            known = (
+                self.digests[0].get(index) if output.copied_from is not None and 0 in self.digests else None
+            )
             self.output_digests[index] = known or chunk_digests(view, output.dtype.itemsize)
             assert self.write is not None
             self.write(output, start, view)

@@ -47,7 +47,7 @@ def parse(text: str, source: str) -> Any:
         raise RequestError(f"{source}: longer than the {MAX_BYTES:,} bytes a recipe may have")
     loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _loader(text)
         node = loader.get_single_node()
         return None if node is None else _Reader(source, loader).value(node, 0)
     except yaml.YAMLError as error:
@@ -59,8 +59,27 @@ def parse(text: str, source: str) -> Any:
             loader.dispose()
 
 
+def _loader(text: str) -> Any:
+    """Libyaml's loader where PyYAML has it: ten times as fast for long lists of tokens or numbers.
+
+    It recurses in C, so the depth is checked on its events first.
+    """
+    fast = getattr(yaml, "CSafeLoader", None)
+    if fast is None:
+        return yaml.SafeLoader(text)
+    depth = 0
+    for event in yaml.parse(text, Loader=fast):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH + 1:
+                raise RecursionError
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return fast(text)
+
+
 class _Reader:
-    def __init__(self, source: str, loader: yaml.SafeLoader) -> None:
+    def __init__(self, source: str, loader: Any) -> None:
         self.source = source
         self.loader = loader
         self.nodes = 0
