@@ -201,6 +201,11 @@ def _as(raw: Any, kind: Any, place: str, directory: Path | None, open_model: Ope
         key_kind, value_kind = get_args(kind)
         if not isinstance(raw, dict):
             return _NO
+        if key_kind is int:  # YAML's keys are read as text
+            raw = {
+                int(key) if isinstance(key, str) and key.isdigit() else key: value
+                for key, value in raw.items()
+            }
         pairs = {
             _as(key, key_kind, place, directory, open_model): _as(
                 value, value_kind, place, directory, open_model
