@@ -209,7 +209,8 @@ def test_sizes_that_one_config_number_cannot_say_are_refused_at_plan_time(model)
 
 def test_indices_by_layer_are_read_from_yaml_and_from_the_command_line(model, tmp_path):
     before = read_model(model)
-    text = f"model: {model}\nsteps:\n  - take: {{axis: neurons, keep: {{0: 0-3, 1: 4-7, 2: '1, 3-5', 3: [9, 8, 7, 6]}}}}\n"
+    keep = "{0: 0-3, 1: 4-7, 2: '1, 3-5', 3: [9, 8, 7, 6]}"
+    text = f"model: {model}\nsteps:\n  - take: {{axis: neurons, keep: {keep}}}\n"
     weights, _ = build(load(text))
     for layer, kept in enumerate([[0, 1, 2, 3], [4, 5, 6, 7], [1, 3, 4, 5], [9, 8, 7, 6]]):
         name = f"model.layers.{layer}.mlp.up_proj.weight"
