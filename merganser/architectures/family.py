@@ -305,6 +305,8 @@ def _experts(raw: Any, place: str) -> ExpertSpec | None:
     keys = [*ExpertSpec.__dataclass_fields__]
     if not isinstance(raw, Mapping) or sorted(raw) != sorted(keys):
         raise FamilyError(f"{place}: experts: has the keys {', '.join(keys)}")
+    if not isinstance(raw["modules"], Mapping) or not isinstance(raw["settings"], Mapping):
+        raise FamilyError(f"{place}: experts: modules and settings are mappings")
     return ExpertSpec(**raw)
 
 

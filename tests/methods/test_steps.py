@@ -16,6 +16,8 @@ from merganser.errors import AlgebraError, CheckpointError, MerganserError, Requ
 from merganser.methods import all_steps, get_step
 from merganser.recipe import build, load
 
+OPTIONS = ("--quiet", "--memory", "16GB")
+"""The limit is that of the whole process, and these tests run inside one that holds torch."""
 SIZES = {
     "vocab_size": 31,
     "hidden_size": 12,
@@ -216,7 +218,7 @@ def test_indices_by_layer_are_read_from_yaml_and_from_the_command_line(model, tm
         name = f"model.layers.{layer}.mlp.up_proj.weight"
         assert np.array_equal(mg.compute(weights, name), before[name][kept])
     step = "take: {axis: neurons, keep: {0: 0-3, 1: 0-3, 2: 0-3, 3: 0-3}}"
-    assert run(["reshape", str(model), str(tmp_path / "out"), step, "--quiet"]) == 0
+    assert run(["reshape", str(model), str(tmp_path / "out"), step, *OPTIONS]) == 0
 
 
 def test_a_config_that_contradicts_a_tensor_names_both(model):
@@ -262,7 +264,7 @@ def test_the_command_reshapes_verifies_and_repeats_to_the_same_bytes(model, tmp_
             str(tmp_path / out),
             "widen: {axis: neurons, size: 16}",
             "g_stack",
-            "--quiet",
+            *OPTIONS,
         ]
         assert run(arguments) == 0
     assert (tmp_path / "one/model.safetensors").read_bytes() == (
