@@ -251,6 +251,16 @@ def test_a_recipe_may_merge_first_and_then_take_steps(model, tmp_path):
     assert manifest["recipe"]["steps"] == recipe["steps"]
 
 
+def test_tokens_are_not_moved_under_a_tokenizer_that_does_not_follow(model):
+    assert config_of(made(model, {"take": {"axis": "vocab", "keep": "0-9"}}))["vocab_size"] == 10
+    (model / "tokenizer.json").write_text("{}")
+    for step in ({"take": {"axis": "vocab", "keep": "0-9"}}, {"resize": {"axis": "vocab", "size": 40}}):
+        with pytest.raises(
+            RequestError, match=r"tokenizer beside 'model' would no longer fit.*trim_vocabulary"
+        ):
+            made(model, step)
+
+
 def test_model_and_method_exclude_each_other(model):
     with pytest.raises(RequestError, match="either model"):
         load({"model": str(model), "method": "linear"})

@@ -16,6 +16,16 @@ from merganser.methods.steps import step
 Numbers = Sequence[int] | Mapping[int, Sequence[int]]
 
 
+def _free_of_tokenizer(weights: Weights, axis: str, name: str) -> None:
+    """Refuse to move tokens under a tokenizer that does not follow."""
+    companions = {str(path) for path in weights.origin.companions} if weights.origin else set()
+    if axis == "vocab" and companions & {"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"}:
+        raise RequestError(
+            f"{name}: the tokenizer beside {weights.label!r} would no longer fit its vocabulary; trim_vocabulary, "
+            "extend_vocabulary, pad_vocabulary, union_tokenizers and transplant_tokenizer change both"
+        )
+
+
 @step("take")
 def take(weights: Weights, *, axis: str, keep: Sequence[int] | Mapping[int, Sequence[int]]) -> Weights:
     """Only these elements of an axis, in this order.
@@ -23,6 +33,7 @@ def take(weights: Weights, *, axis: str, keep: Sequence[int] | Mapping[int, Sequ
     axis: a name of the family's file (`merganser architecture MODEL` lists them); layers and experts are axes too.
     keep: distinct numbers from 0, as `0-63, 70`, or by layer as `{0: 0-63, 1: 8-71}`.
     """
+    _free_of_tokenizer(weights, axis, "take")
     return axes.take(weights, axis, keep)
 
 
@@ -32,6 +43,7 @@ def drop(weights: Weights, *, axis: str, elements: Sequence[int] | Mapping[int, 
 
     axis and elements: as in `take`.
     """
+    _free_of_tokenizer(weights, axis, "drop")
     return axes.drop(weights, axis, elements)
 
 
@@ -41,6 +53,7 @@ def permute(weights: Weights, *, axis: str, order: Sequence[int] | Mapping[int, 
 
     order: element k of the result is element order[k]; or by layer.
     """
+    _free_of_tokenizer(weights, axis, "permute")
     return axes.permute(weights, axis, order)
 
 
@@ -50,12 +63,14 @@ def repeat(weights: Weights, *, axis: str, times: int, interleave: bool = False)
 
     Sums over the axis grow by `times`; `widen` keeps the function.
     """
+    _free_of_tokenizer(weights, axis, "repeat")
     return axes.repeat(weights, axis, times, interleave=interleave)
 
 
 @step("resize")
 def resize(weights: Weights, *, axis: str, size: int) -> Weights:
     """The first `size` elements of an axis, or zeros after the last."""
+    _free_of_tokenizer(weights, axis, "resize")
     return axes.resize(weights, axis, size)
 
 
@@ -79,6 +94,7 @@ def concat(weights: Weights, *, axis: str, models: Sequence[str]) -> Weights:
     """
     from merganser._facade import open as open_weights
 
+    _free_of_tokenizer(weights, axis, "concat")
     return axes.concat([weights, *map(open_weights, models)], axis)
 
 
