@@ -230,3 +230,28 @@ def test_operations_on_different_axes_commute(case):
         backward = axes.permute(backward, name, orders[name])
     for tensor in list(case.weights)[:40]:
         assert np.array_equal(mg.compute(forward, tensor), mg.compute(backward, tensor))
+
+
+def test_padded_scaled_and_joined_models_open(case):
+    """On the first axis of the family that the config can double: neurons wherever there are some."""
+    names = sorted(free(case), key=lambda name: "neurons" not in name)
+    for name in names:
+        if case.reading.family.axes[name].scope == ():
+            continue
+        size = max(case.reading.sizes[one] for one in case.reading.instances(name))
+        try:
+            padded = planned(axes.pad(case.weights, name, 2 * size))
+        except MerganserError as refusal:
+            assert re.search(r"stock loader|fixed places", str(refusal)), str(refusal)
+            continue
+        case.reopened(padded)
+        case.reopened(axes.scale(case.weights, name, [2.0] * size, side="write"))
+        case.reopened(axes.resize(padded, name, size))
+        case.reopened(axes.drop(padded, name, range(size, 2 * size)))
+        try:
+            joined = planned(axes.concat([case.weights, case.weights], name))
+        except MerganserError as refusal:
+            assert "one outer dimension" in str(refusal), str(refusal)
+            return
+        case.reopened(joined)
+        return
