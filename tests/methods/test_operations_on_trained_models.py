@@ -208,3 +208,48 @@ def test_the_least_neurons_cost_less_than_the_most(llama):
 def test_experts_from_a_dense_llama_answer_alike(llama):
     moe = get_step("upcycle").function(llama.weights, experts=4, per_token=2, family="mixtral")
     llama.same(moe)
+
+
+def test_scaled_values_and_repeated_or_joined_neurons_are_what_arithmetic_says(model):
+    reading = reading_of(model.weights)
+    size = {one.name: count for one, count in reading.sizes.items()}
+    factors = np.linspace(0.5, 2.0, size["value_dim"])
+    model.same(axes.scale(model.weights, "value_dim", factors))
+    halved = axes.scale(model.weights, "neurons", np.full(size["neurons"], 0.5), side="read")
+    model.same(axes.repeat(halved, "neurons", 2))
+    model.same(axes.repeat(halved, "neurons", 2, interleave=True))
+    model.same(axes.concat([halved, halved], "neurons"))
+    doubled = model.run(axes.scale(model.weights, "neurons", np.full(size["neurons"], 2.0), side="read"))
+    assert np.allclose(
+        model.run(axes.concat([model.weights] * 2, "neurons")), doubled, atol=1e-4 * np.abs(doubled).max()
+    )
+
+
+def test_stacking_a_model_from_its_own_halves_gives_it_back(model):
+    count = next(size for one, size in reading_of(model.weights).sizes.items() if one.name == "layer")
+    model.same(axes.stack([(model.weights, range(count // 2)), (model.weights, range(count // 2, count))]))
+
+
+def test_split_experts_of_an_upcycled_llama_answer_alike(llama):
+    moe = get_step("upcycle").function(llama.weights, experts=4, per_token=2, family="mixtral")
+    moe.save(llama.home / "moe", sync=False)
+    opened = mg.open(llama.home / "moe")
+    llama.same(get_step("split_experts").function(opened, parts=2))
+    llama.same(axes.permute(opened, "expert", [2, 0, 3, 1]))
+    llama.same(get_step("average_experts").function(opened))
+
+
+def test_a_permuted_llama_is_aligned_back(llama):
+    shuffled = llama.weights
+    for axis in ("neurons", "kv_heads", "residual"):
+        shuffled = axes.permute(shuffled, axis, llama.orders(axis))
+    shuffled.save(llama.home / "shuffled", sync=False)
+    back = get_step("align").function(mg.open(llama.home / "shuffled"), to=llama.weights)
+    llama.same(back)
+    for name in llama.weights:
+        assert np.array_equal(mg.compute(back, name), mg.compute(llama.weights, name))
+
+
+def test_a_longer_vocabulary_of_minilm_answers_alike_for_old_tokens(minilm):
+    longer = get_step("extend_vocabulary").function(minilm.weights, tokens=["merganser", "shoveler"])
+    minilm.same(get_step("pad_vocabulary").function(longer, multiple=64), close=1e-6)
