@@ -85,8 +85,8 @@ def step(name: str, *, paper: str = "") -> Callable[[F], F]:
     """Register `f(weights, *, ...) -> Weights` as the step `name`; the function itself is unchanged.
 
     Parameters are annotated with str, int, float, bool, Path (a file), Weights (another model), Sequence[int] (also
-    written `0-3, 8`), Sequence[float], Sequence[str], Sequence[Mapping], Mapping, a Literal of strings, or several of
-    these with `|`. Raises `RequestError` for another signature or a name that is taken.
+    written `0-3, 8`), Sequence[float], Sequence[str], Sequence[Weights], Sequence[Mapping] (whose `model` is opened),
+    Mapping, a Literal of strings, or several of these with `|`. Raises `RequestError` for another signature or a name that is taken.
     """
 
     def register(function: F) -> F:
@@ -206,11 +206,14 @@ def _as(raw: Any, kind: Any, place: str, directory: Path | None, open_model: Ope
                 int(key) if isinstance(key, str) and key.isdigit() else key: value
                 for key, value in raw.items()
             }
+
+        def inner(key: Any, value: Any) -> Any:
+            if value_kind is Any and key == "model" and isinstance(value, str):
+                return open_model(value)  # as a part of a stack names its model
+            return _as(value, value_kind, place, directory, open_model)
+
         pairs = {
-            _as(key, key_kind, place, directory, open_model): _as(
-                value, value_kind, place, directory, open_model
-            )
-            for key, value in raw.items()
+            _as(key, key_kind, place, directory, open_model): inner(key, value) for key, value in raw.items()
         }
         return _NO if _NO in pairs or any(value is _NO for value in pairs.values()) else pairs
     return raw if kind is Any else _NO

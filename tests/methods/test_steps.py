@@ -133,6 +133,21 @@ def test_stack_takes_ranges_of_several_models_with_coefficients(model, tmp_path)
     assert np.array_equal(mg.compute(weights, "lm_head.weight"), b["lm_head.weight"])
 
 
+def test_models_of_steps_are_looked_for_beside_the_recipe(model, tmp_path, monkeypatch):
+    llama(tmp_path / "home" / "other", seed=1)
+    steps = "steps:\n  - stack: {parts: [{layers: 0-1}, {model: other, layers: 0-1}]}\n"
+    steps += "  - concat: {axis: neurons, models: [twin]}\n"
+    llama(tmp_path / "home" / "twin", seed=2)
+    (tmp_path / "home" / "recipe.yaml").write_text(f"model: {model}\n{steps}")
+    monkeypatch.chdir(tmp_path)
+    weights, _ = build(load(tmp_path / "home" / "recipe.yaml"))
+    config = config_of(weights)
+    assert (config["num_hidden_layers"], config["intermediate_size"]) == (4, 20)
+    assert [c.name for c in weights.checkpoints] == ["model", "other", "twin"]
+    twin = read_model(tmp_path / "home" / "twin")["model.layers.0.mlp.up_proj.weight"]
+    assert np.array_equal(mg.compute(weights, "model.layers.0.mlp.up_proj.weight")[10:], twin)
+
+
 def test_unequal_widths_between_parents_name_both_sides(model, tmp_path):
     other = llama(tmp_path / "wide", intermediate_size=20)
     with pytest.raises(AlgebraError, match=r"neurons is 10 in model and 20 in wide"):

@@ -87,15 +87,13 @@ def scale(
 
 
 @step("concat")
-def concat(weights: Weights, *, axis: str, models: Sequence[str]) -> Weights:
+def concat(weights: Weights, *, axis: str, models: Sequence[Weights]) -> Weights:
     """Other models' elements of an axis after those of this one; all else is this model's.
 
-    models: paths of models of the same family that agree in every other axis.
+    models: models of the same family that agree in every other axis.
     """
-    from merganser._facade import open as open_weights
-
     _free_of_tokenizer(weights, axis, "concat")
-    return axes.concat([weights, *map(open_weights, models)], axis)
+    return axes.concat([weights, *models], axis)
 
 
 @step("fold_norms")

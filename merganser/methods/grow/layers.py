@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merganser._facade import open as open_weights
 from merganser.algebra import Weights, axes
 from merganser.algebra.axes import reading_of
 from merganser.architectures import Axis
@@ -84,7 +83,9 @@ def stack(weights: Weights, *, parts: Sequence[Mapping[str, Any]], index: str = 
         for key in part:
             if key not in known:
                 raise RequestError(f"parts[{k}]: unknown key {key!r}{did_you_mean(str(key), known)}")
-        model = open_weights(str(part["model"])) if "model" in part else weights
+        model = part.get("model", weights)
+        if not isinstance(model, Weights):
+            raise RequestError(f"parts[{k}].model: expected a model, not {model!r}")
         count = reading_of(model).sizes.get(Axis(index), 0)
         numbers = as_numbers(part["layers"], f"parts[{k}].layers") if "layers" in part else list(range(count))
         factors = part.get("scale", 1.0)
