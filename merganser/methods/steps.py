@@ -86,7 +86,8 @@ def step(name: str, *, paper: str = "") -> Callable[[F], F]:
 
     Parameters are annotated with str, int, float, bool, Path (a file), Weights (another model), Sequence[int] (also
     written `0-3, 8`), Sequence[float], Sequence[str], Sequence[Weights], Sequence[Mapping] (whose `model` is opened),
-    Mapping, a Literal of strings, or several of these with `|`. Raises `RequestError` for another signature or a name that is taken.
+    Mapping, a Literal of strings, or several of these with `|`.
+    Raises `RequestError` for another signature or a name that is taken.
     """
 
     def register(function: F) -> F:
