@@ -72,6 +72,11 @@ def run(home, out, limit=None, **options):
     return python(code, home, out, json.dumps({"threads": 1, "sync": False} | options))
 
 
+def hear_interrupts():
+    """A job that a shell put in the background hands down deaf ears for Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(home, out, **options):
     """The same in the background, past its imports and its plan."""
     process = subprocess.Popen(
@@ -87,6 +92,7 @@ def started(home, out, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "planned\n"
