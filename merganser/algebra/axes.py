@@ -163,6 +163,10 @@ def concat(parts: Sequence[Weights], axis: str) -> Weights:
     _same_but(readings, axis)
     reading = readings[0]
     if axis in reading.family.indices:
+        if reading.family.indices[axis].scope:
+            raise reading.refused(
+                f"concat along {axis}: it is numbered inside another; two models have two routers"
+            )
         return stack([(part, range(_count(r, axis))) for part, r in zip(parts, readings, strict=True)], axis)
     entries: dict[str, Entry] = {}
     for name in first:
@@ -239,10 +243,7 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
             f"stack: {axis} does not number parts of the whole model (those are {listing(known)})"
         )
     _same_but(readings, axis)
-    cut = [
-        take(weights, axis, keep) if _distinct(keep) else _copied(weights, axis, keep)
-        for weights, keep in parts
-    ]
+    cut = [_copied(weights, axis, keep) for weights, keep in parts]
     entries: dict[str, Entry] = {}
     tensors: dict[str, NamedTensor] = {}
     sizes: dict[Axis, int] = {}
@@ -473,7 +474,7 @@ def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int
         if present and any(s.writes is not None and axis in s.dims[s.writes].axes for s in specs):
             raise reading.refused(f"rotate: what {module} writes passes through a nonlinearity: {reason}")
     matrices = {}
-    for one, values in _mapped(reading, axis, matrix, whole=True).items():
+    for one, values in _mapped(reading, axis, matrix).items():
         matrices[one] = _orthogonal(reading, one, values)
     touched = {
         name: named
@@ -639,7 +640,7 @@ def _per_axis(reading: Reading, axis: str, given: PerAxis) -> dict[Axis, Indices
     return wanted
 
 
-def _mapped(reading: Reading, axis: str, given: Any, *, whole: bool = False) -> dict[Axis, Any]:
+def _mapped(reading: Reading, axis: str, given: Any) -> dict[Axis, Any]:
     """A value for every instance of an axis, or for those that a mapping names."""
     instances = reading.instances(axis)
     if not instances:
@@ -783,16 +784,13 @@ def _copies(
 
 
 def _copied(weights: Weights, axis: str, keep: Keep) -> Weights:
+    """Copies by number, any of them more than once."""
     reading = reading_of(weights)
     wanted = _per_axis(reading, axis, keep)
     if any(not len(index) for index in wanted.values()):
         raise reading.refused(f"stack: no {axis} is left of {weights.label!r}")
+    _refuse_moved(reading, axis, wanted)
     return rearrange(weights, axis, wanted)
-
-
-def _distinct(keep: Keep) -> bool:
-    values = [int(k) for k in keep]
-    return len(set(values)) == len(values)
 
 
 def _shifted(reading: Reading, one: Axis, axis: str, offset: int) -> Axis:

@@ -28,6 +28,12 @@ class Array(Load):
 
     values: Matrix
 
+    def __post_init__(self) -> None:
+        if self.values.dtype not in (np.float32, np.float64, np.int64):
+            raise AlgebraError(
+                f"an array of {self.values.dtype} cannot be among weights; make it f32, f64 or i64"
+            )
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The array's."""

@@ -9,7 +9,6 @@ from merganser.architectures.reading import (
     get_key,
     read,
     read_as,
-    same_families,
     with_key,
 )
 
@@ -28,6 +27,5 @@ __all__ = [
     "parse_family",
     "read",
     "read_as",
-    "same_families",
     "with_key",
 ]

@@ -515,13 +515,3 @@ def with_key(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     changed = deepcopy(dict(config))
     _set(changed, key, value)
     return changed
-
-
-def same_families(readings: Iterable[Reading]) -> None:
-    """Raise `AlgebraError` unless all models are of one family."""
-    first, *others = readings
-    for other in others:
-        if other.family.name != first.family.name:
-            raise AlgebraError(
-                f"{first.source} is of the family {first.family.name} and {other.source} of {other.family.name}"
-            )

@@ -361,7 +361,12 @@ class Formula(Source):
     def read(self, view: memoryview, start: int) -> None:
         """Fill `view` with the formula's values."""
         out = np.frombuffer(view, np.uint8)
-        self.filled.run(start, [out.ctypes.data], len(out) // self.dtype.itemsize)
+        done, count = 0, len(out) // self.dtype.itemsize
+        while done < count:
+            # Random draws take the upper half of the index as one number for a call.
+            part = min(count - done, (1 << 32) - (start + done) % (1 << 32))
+            self.filled.run(start + done, [out.ctypes.data + done * self.dtype.itemsize], part)
+            done += part
 
 
 def evaluate(node: Expression, values: dict[int, float], memo: dict[int, float]) -> float:

@@ -93,5 +93,7 @@ def test_what_cannot_be_done_says_why(dense, tmp_path):
     with pytest.raises(MerganserError, match="dense sibling"):
         get_step("average_experts").function(weights)
     moe = upcycle(weights, experts=2, per_token=1, family=family)
+    with pytest.raises(MerganserError, match="two routers"):
+        axes.concat([moe, moe], "expert")
     with pytest.raises(MerganserError, match="36 elements, which 5 parts"):
         get_step("split_experts").function(moe, parts=5)
