@@ -26,6 +26,7 @@ KEYS = {
     "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_BRACKETS = 2000
 FOLDED, BRANCH, STREAM = "folded", "branch", "stream"
 
 
@@ -197,9 +198,11 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 def parse_family(text: str, place: str) -> Family:
     """The family that a YAML text describes. Raises `FamilyError` that says where it contradicts itself."""
+    if text.count("[") + text.count("{") > MOST_BRACKETS:  # libyaml recurses in C, where depth has no limit
+        raise FamilyError(f"{place}: more than {MOST_BRACKETS} brackets")
     try:
         raw = yaml.load(text, Loader=LOADER)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise FamilyError(f"{place}: not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise FamilyError(f"{place}: expected a mapping")
