@@ -129,7 +129,7 @@ def test_a_permuted_cnn_computes_the_same(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for axis, size in reading.sizes.items():
         if axis.name.startswith("after"):
-            weights = mg.algebra.axes.permute(weights, axis.name, random.permutation(size))
+            weights = mg.axes.permute(weights, axis.name, random.permutation(size))
     net.load_state_dict({name: torch.from_numpy(np.array(weights.compute(name))) for name in weights})
     assert not torch.equal(net[0].weight, torch.load(tmp_path / "net.pt")["0.weight"])
     assert torch.allclose(net(x), before, atol=1e-6)
