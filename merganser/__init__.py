@@ -16,7 +16,7 @@ from merganser._version import __version__
 
 if TYPE_CHECKING:
     import merganser.algebra.axes as axes
-    from merganser._facade import compute, evaluate, explain, open, save, verify
+    from merganser._facade import compute, compute_scalars, explain, open, save, verify
     from merganser.algebra import (
         Expression,
         Weights,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from merganser.errors import MerganserError
 
 _HOMES = {
-    "merganser._facade": ("open", "save", "explain", "compute", "evaluate", "verify"),
+    "merganser._facade": ("open", "save", "explain", "compute", "compute_scalars", "verify"),
     "merganser.algebra": (
         "Expression",
         "Weights",
@@ -85,10 +85,10 @@ __all__ = [
     "cast",
     "clip",
     "compute",
+    "compute_scalars",
     "disjoint_mean",
     "dot",
     "elect_sign",
-    "evaluate",
     "explain",
     "kth_magnitude",
     "l1_norm",

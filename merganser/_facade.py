@@ -70,7 +70,7 @@ def compute(weights: Weights, name: str) -> np.ndarray[Any, Any]:
     return engine.compute(weights, name)
 
 
-def evaluate(
+def compute_scalars(
     targets: Mapping[str, Sequence[Expression]],
     checkpoints: Sequence[Checkpoint],
     *,

@@ -66,7 +66,7 @@ def command(
 
 def compare(a: Weights, b: Weights, progress: console.Progress | None = None) -> dict[str, Any]:
     """The document that --json prints. Float tensors are read once each, others by their digest."""
-    from merganser import evaluate
+    from merganser import compute_scalars
     from merganser.errors import RequestError
 
     if (a.origin is None) != (b.origin is None):
@@ -77,7 +77,7 @@ def compare(a: Weights, b: Weights, progress: console.Progress | None = None) ->
     both = [name for name in a if name in b]
     numbers = {name: (a[name], b[name]) for name in both if _comparable(a[name], b[name])}
     targets = {name: _measures(x, y) for name, (x, y) in numbers.items()}
-    values = evaluate(targets, [*a.checkpoints, *b.checkpoints], progress=progress)
+    values = compute_scalars(targets, [*a.checkpoints, *b.checkpoints], progress=progress)
     tensors = [
         _from_numbers(name, values[name], *numbers[name])
         if name in numbers

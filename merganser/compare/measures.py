@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser._facade import evaluate
+from merganser._facade import compute_scalars
 from merganser.algebra import Expression, apply, kth_magnitude, total
 from merganser.algebra.rearranged import taken
 from merganser.algebra.vocabulary import keep_count
@@ -55,7 +55,7 @@ def measure(
             singles[f"{k} {model}"] = _single(lineup, place, model)
 
     def run(targets: dict[str, dict[str, Expression]]) -> dict[str, Sums]:
-        values = evaluate(
+        values = compute_scalars(
             {name: list(one.values()) for name, one in targets.items()},
             checkpoints,
             threads=threads,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser._facade import evaluate
+from merganser._facade import compute_scalars
 from merganser.algebra import Expression, total
 from merganser.algebra.computed import whole
 from merganser.algebra.rearranged import Array, reshaped
@@ -84,7 +84,7 @@ def ranks_of(
     checkpoints = [c for one in (*lineup.models, lineup.base) if one is not None for c in one.checkpoints]
     if choice == "sample":
         threads = min(threads or SAMPLERS, SAMPLERS)
-    values = evaluate(targets, checkpoints, threads=threads, memory=memory, progress=progress)
+    values = compute_scalars(targets, checkpoints, threads=threads, memory=memory, progress=progress)
     return [_rank(lineup, *of[name], values[name]) for name in targets], large
 
 

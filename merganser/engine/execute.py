@@ -27,7 +27,7 @@ from merganser.engine.kernels import compiler
 from merganser.engine.ledger import Ledger
 from merganser.engine.memory import Budget, budget, peak_bytes
 from merganser.engine.options import Progress, SaveOptions
-from merganser.engine.plan import Output, Plan, Step, Task, plan_scalars, plan_weights
+from merganser.engine.plan import Output, Plan, Step, Task, changed_files, plan_scalars, plan_weights
 from merganser.engine.scheduler import Scheduler
 from merganser.engine.sources import open_source
 from merganser.engine.steps import Known, StepRun, Write
@@ -156,21 +156,53 @@ def compute(
     if expression.is_scalar:
         plan = plan_scalars({name: [expression]}, weights.checkpoints)
         return np.float64(_numbers(plan, {name: [expression]}, threads, memory, None)[name][0])  # type: ignore[return-value]
-    dtype = F64 if expression.wide else F32
     single = Weights(
         {name: weights.entry(name)}, label=weights.label, origin=None, checkpoints=weights.checkpoints
     )
+    dtype = F64 if expression.wide else F32
     plan = plan_weights(single, dtype=dtype, degree=weights.entry(name).degree)
-    result = np.empty(expression.size, dtype.numpy)
-    raw = result.view(np.uint8).data
+    return _in_memory(plan, threads, memory, None, True)[name]
+
+
+def compute_all(
+    weights: Weights,
+    *,
+    degree: float = 1.0,
+    threads: int = 0,
+    memory: int | None = None,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """All tensors in memory, by name: float ones in f32, integer and bool ones as stored.
+
+    `memory` limits what it takes to compute them, beside the result itself. Raises as `save` does.
+    """
+    plan = plan_weights(weights, dtype=F32, degree=degree, partial=True)
+    for file in plan.files_read:
+        file.fetch()
+    return _in_memory(plan, threads, memory, progress, allow_nonfinite)
+
+
+def _in_memory(
+    plan: Plan, threads: int, memory: int | None, progress: Progress | None, allow_nonfinite: bool
+) -> dict[str, np.ndarray[Any, Any]]:
+    results = {output.name: np.empty(output.shape, output.dtype.numpy) for output in plan.outputs}
+    raw = {name: result.reshape(-1).view(np.uint8).data for name, result in results.items()}
 
     def write(output: Output, start: int, data: memoryview) -> None:
         at = start * output.dtype.itemsize
-        raw[at : at + len(data)] = data
+        raw[output.name][at : at + len(data)] = data
 
     share = budget(plan, memory, threads)
-    _schedule(plan, share, done=lambda task, runs: None, write=write, allow_nonfinite=True)
-    return result.reshape(expression.shape)
+    _schedule(
+        plan,
+        share,
+        done=lambda task, runs: None,
+        write=write,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
+    return results
 
 
 def evaluate(
@@ -183,6 +215,11 @@ def evaluate(
 ) -> dict[str, list[float]]:
     """Scalar expressions (norms, dot products, counts) by name, streamed."""
     return _numbers(plan_scalars(targets, checkpoints), targets, threads, memory, progress)
+
+
+def small_files(weights: Weights) -> dict[str, bytes]:
+    """The files beside the tensors (config, tokenizer ...): the origin's, with what operations changed in them."""
+    return _companions(weights.origin, changed_files(weights))
 
 
 def explain(weights: Weights, options: SaveOptions) -> dict[str, Any]:
@@ -337,7 +374,7 @@ def _finish(
         space.add_file(name, content)
         names.append(name)
 
-    for name, content in _companions(plan).items():
+    for name, content in _companions(plan.origin, plan.files).items():
         add(name, _config(plan, content) if name == "config.json" else content)
     if len(shards) > 1:
         content = json.dumps(index(shards, plan.outputs), indent=2).encode() + b"\n"
@@ -380,14 +417,13 @@ def _finish(
     return manifest
 
 
-def _companions(plan: Plan) -> dict[str, bytes]:
-    """The small files of the result: those of the origin, with what an operation changed, added or took away."""
+def _companions(origin: Checkpoint | None, changed: Mapping[str, bytes | None]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    if plan.origin is not None and plan.origin.directory is not None:
-        for relative in plan.origin.companions:
-            if plan.files.get(str(relative), b"") is not None:
-                files[str(relative)] = (plan.origin.directory / relative).read_bytes()
-    return files | {name: content for name, content in plan.files.items() if content is not None}
+    if origin is not None and origin.directory is not None:
+        for relative in origin.companions:
+            if changed.get(str(relative), b"") is not None:
+                files[str(relative)] = (origin.directory / relative).read_bytes()
+    return files | {name: content for name, content in changed.items() if content is not None}
 
 
 def _config(plan: Plan, content: bytes) -> bytes:

@@ -225,7 +225,7 @@ def plan_weights(
         weights.origin,
         _unused(weights.checkpoints, stages),
         _forms(outputs),
-        _files(weights),
+        changed_files(weights),
         weights.notes,
         weights.stem,
     )
@@ -237,7 +237,7 @@ def plan_scalars(targets: Mapping[str, Sequence[Expression]], checkpoints: Itera
     return Plan(stages, (), tuple(checkpoints), None, {}, {}, {})
 
 
-def _files(weights: Weights) -> dict[str, bytes | None]:
+def changed_files(weights: Weights) -> dict[str, bytes | None]:
     """The small files that stand in for the origin's, config.json among them where named axes changed it."""
     files = dict(weights.files)
     reading, origin = weights.reading, weights.origin

@@ -144,7 +144,7 @@ def test_sums_do_not_depend_on_threads(opened):
     w = normal(2_000_003, scale=1e4)
     model = opened("m", w=w)
     targets = {"w": [mg.total(model["w"]), mg.norm(model["w"])]}
-    found = {str(mg.evaluate(targets, model.checkpoints, threads=n)) for n in (1, 2, 3, 5)}
+    found = {str(mg.compute_scalars(targets, model.checkpoints, threads=n)) for n in (1, 2, 3, 5)}
     assert len(found) == 1
 
 

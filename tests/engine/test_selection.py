@@ -28,7 +28,7 @@ def ranks(size: int) -> list[int]:
 
 def check(array: np.ndarray, model: mg.Weights, threads: int = 2) -> None:
     targets = {str(k): [mg.kth_magnitude(model["w"], k)] for k in ranks(array.size)}
-    found = mg.evaluate(targets, model.checkpoints, threads=threads)
+    found = mg.compute_scalars(targets, model.checkpoints, threads=threads)
     for rank, values in found.items():
         wanted = float(exact(array, int(rank)))
         assert values == [wanted] or (np.isnan(wanted) and np.isnan(values[0])), (rank, values, wanted)
@@ -123,7 +123,7 @@ def test_little_memory_means_fewer_bins_and_the_same_value(opened):
     needed = 24 * 2**20 + 15 * 2**20
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * 4096
-    assert mg.evaluate(target, model.checkpoints, threads=1, memory=resident + needed)["w"] == [
+    assert mg.compute_scalars(target, model.checkpoints, threads=1, memory=resident + needed)["w"] == [
         exact(array, 1000)
     ]
 
@@ -179,7 +179,7 @@ def test_whole_model_scope_over_f32_and_f64(opened):
     every = np.concatenate([c.astype(np.float64) for c in changes.values()])
     for rank in ranks(len(every)):
         threshold = Reduce("kth_magnitude", (model["single"], model["double"]), rank)
-        assert mg.evaluate({"w": [threshold]}, model.checkpoints)["w"] == [exact(every, rank)]
+        assert mg.compute_scalars({"w": [threshold]}, model.checkpoints)["w"] == [exact(every, rank)]
 
 
 def counted(values: np.ndarray, selection: Selection) -> tuple[int, np.ndarray, np.ndarray]:
@@ -224,7 +224,7 @@ def test_a_stage_that_goes_round_again_leaves_alone_what_it_knows(tmp_path):
     magnitudes = np.sort(np.abs(np.concatenate([a.ravel() for a in arrays.values()])))[::-1]
     targets = [Reduce("kth_magnitude", whole, rank) for rank in (1, 2, 150_000, len(magnitudes))]
     targets += [Reduce("sum", whole), Reduce("max", whole)]
-    found = mg.evaluate({"x": targets}, weights.checkpoints)["x"]
+    found = mg.compute_scalars({"x": targets}, weights.checkpoints)["x"]
     assert found[:4] == [float(magnitudes[rank - 1]) for rank in (1, 2, 150_000, len(magnitudes))]
     exact = sum(a.astype(np.float64).sum() for a in arrays.values())
     assert found[4] == pytest.approx(exact, rel=1e-12)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser._facade import evaluate
+from merganser._facade import compute_scalars
 from merganser.algebra import Coefficient, Expression, Leaf, Weights, total
 from merganser.algebra.computed import whole
 from merganser.algebra.rearranged import joined
@@ -204,5 +204,5 @@ def _by_energy(
         space = product_workspace(outputs, inputs, sum(delta.rank for _, delta in one.parts))
         made = whole(spectrum, operands, energy, *scales, shapes=[(1,)] * 3, workspace=space)
         targets[name] = [total(number) for number in made]
-    values = evaluate(targets, vector.checkpoints, threads=threads, memory=memory)
+    values = compute_scalars(targets, vector.checkpoints, threads=threads, memory=memory)
     return {name: (int(rank), kept, own) for name, (rank, kept, own) in values.items()}

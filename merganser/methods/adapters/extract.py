@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser._facade import evaluate
+from merganser._facade import compute_scalars
 from merganser.algebra import Expression, LowRank, Weights, axes, total
 from merganser.algebra.computed import whole
 from merganser.algebra.selection import matching
@@ -202,7 +202,7 @@ def _norms(vector: Weights, threads: int, memory: int | None) -> dict[str, float
     """By name the norm of every change, read in one pass."""
     names = [name for name in vector if not vector[name].carried and name not in vector.aliases]
     targets = {name: [total(vector[name] * vector[name])] for name in names}
-    values = evaluate(targets, vector.checkpoints, threads=threads, memory=memory)
+    values = compute_scalars(targets, vector.checkpoints, threads=threads, memory=memory)
     return {name: math.sqrt(own) for name, (own,) in values.items()}
 
 
@@ -266,5 +266,5 @@ def _by_energy(
         space = _svd.gram_workspace(vector[name].shape)
         made = whole(spectrum, [vector[name]], energy, shapes=[(1,)] * 3, workspace=space)
         targets[name] = [total(number) for number in made]
-    values = evaluate(targets, vector.checkpoints, threads=threads, memory=memory)
+    values = compute_scalars(targets, vector.checkpoints, threads=threads, memory=memory)
     return {name: (int(rank), kept, own) for name, (rank, kept, own) in values.items()}

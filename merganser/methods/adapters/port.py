@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser._facade import evaluate
+from merganser._facade import compute_scalars
 from merganser.algebra import Expression, Leaf, LowRank, Weights, total
 from merganser.algebra.computed import whole
 from merganser.algebra.rearranged import product, reshaped
@@ -106,7 +106,7 @@ def survival(
     parents = [*patch.checkpoints, *old.checkpoints, *new.checkpoints]
     if fresh is not None:
         parents += fresh.checkpoints
-    values = evaluate(targets, list(dict.fromkeys(parents)), threads=threads, memory=memory)
+    values = compute_scalars(targets, list(dict.fromkeys(parents)), threads=threads, memory=memory)
     tensors, sums = {}, dict.fromkeys(("p2", "u2", "up", "old2", "f2", "fp", "r2"), 0.0)
     for name, numbers in values.items():
         found = dict(zip(keys[name], numbers, strict=True))

@@ -1,0 +1,54 @@
+"""Running models: opening them in torch, reading data, batches, linear heads. Needs the `models` extra.
+
+Everything that only names or reads data works without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merganser.running.checks import finite
+    from merganser.running.heads import Head, pooled
+    from merganser.running.live import live_tensors
+    from merganser.running.model import Model, open_model
+    from merganser.running.needs import require
+    from merganser.running.rows import Rows, read_rows
+    from merganser.running.tokens import batches, encode, pad
+
+_HOMES = {
+    "Head": "heads",
+    "Model": "model",
+    "Rows": "rows",
+    "batches": "tokens",
+    "encode": "tokens",
+    "finite": "checks",
+    "live_tensors": "live",
+    "open_model": "model",
+    "pad": "tokens",
+    "pooled": "heads",
+    "read_rows": "rows",
+    "require": "needs",
+}
+__all__ = [
+    "Head",
+    "Model",
+    "Rows",
+    "batches",
+    "encode",
+    "finite",
+    "live_tensors",
+    "open_model",
+    "pad",
+    "pooled",
+    "read_rows",
+    "require",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
