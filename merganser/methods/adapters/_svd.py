@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 Matrix = np.ndarray[Any, Any]
-STEPS = 16
+STEPS = 24
 TOLERANCE = 1e-5
 _EXTRA = 8
 _CHUNK = 512
