@@ -89,6 +89,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--skip-twice", action="store_true", help="no memory check with models twice as large"
     )
     parser.add_argument(
+        "--twice-only",
+        action="store_true",
+        help="only that check, for cases whose numbers are there already (with --keep)",
+    )
+    parser.add_argument(
         "--mergekit-python", type=Path, metavar="PYTHON", help="an environment that has mergekit 0.1.5"
     )
     parser.add_argument("--generate-only", action="store_true", help="only make the models")
@@ -106,6 +111,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     chosen.names = [name for name in NAMES if name in only]
     if chosen.repeats < 1:
         parser.error("--repeats must be at least 1")
+    if chosen.twice_only and (not chosen.keep or chosen.skip_twice):
+        parser.error("--twice-only goes with --keep, and without --skip-twice")
+    chosen.skip_mergekit |= chosen.twice_only
     try:
         chosen.mergekit_repeats = mergekit_repeats(chosen.mergekit_repeats, chosen.repeats)
     except ValueError as error:
@@ -195,9 +203,15 @@ def measure(chosen: argparse.Namespace) -> list[str]:
             "repeats": chosen.repeats,
         }
 
+    bench = Bench(chosen.work, settings["filesystem"], kit)
+    if chosen.twice_only:
+        missing = [name for name in chosen.names if name in CASES and name not in results["cases"]]
+        if missing:
+            raise BenchmarkError(f"--twice-only, but {', '.join(missing)} were not measured yet")
+        at_twice(chosen, bench, results)
+        return bench.failures
     say("reading the models once ...")
     warm(models)
-    bench = Bench(chosen.work, settings["filesystem"], kit)
     if STARTUP in chosen.names:
         note = measured() | {"repeats": STARTS}
         results[STARTUP] = {"measured": note, "samples": bench.startup(STARTS)}
@@ -222,14 +236,20 @@ def measure(chosen: argparse.Namespace) -> list[str]:
         results["cases"][case.name] = {"measured": note} | found
         write(results, chosen)
     if cases and not chosen.skip_twice:
-        larger = dataset(chosen.params, chosen.work, twice=True)
-        results["twice"] = {"parameters": larger.layout.parameters(), "layout": larger.layout.as_json()}
-        for case in cases:
-            results["cases"][case.name]["twice"] = bench.twice(case, larger)
-            write(results, chosen)
+        at_twice(chosen, bench, results)
     write(results, chosen)
     bench.clear(bench.scratch)
     return bench.failures
+
+
+def at_twice(chosen: argparse.Namespace, bench: Bench, results: dict[str, Any]) -> None:
+    """The memory of each case with models twice as large."""
+    larger = dataset(chosen.params, chosen.work, twice=True)
+    results["twice"] = {"parameters": larger.layout.parameters(), "layout": larger.layout.as_json()}
+    for name in chosen.names:
+        if name in CASES:
+            results["cases"][name]["twice"] = bench.twice(CASES[name], larger)
+            write(results, chosen)
 
 
 def held(
