@@ -14,7 +14,7 @@ from typing import Any
 
 from merganser.algebra.expression import Expression, Load
 from merganser.checkpoint import DType
-from merganser.checkpoint.dtypes import F32, F64
+from merganser.checkpoint.dtypes import BOOL, F32, F64
 from merganser.errors import AlgebraError
 
 Function = Callable[..., Any]
@@ -54,7 +54,8 @@ class ByRows(Load):
     """`function(*blocks, *constants)` on blocks of rows, [rows, width] each in f32 (f64 where an argument is wide).
 
     The arguments are seen as matrices of `width` columns. The function returns as many rows: [rows, width] for a tensor
-    of the arguments' shape, or with `reduces` [rows], one number a row. Rows must not depend on one another.
+    of the arguments' shape, or with `reduces` [rows], one number a row. Rows must not depend on one another. With
+    `flags` it returns bools, which count as 0 and 1; where several steps need them, they are kept as bits.
     """
 
     function: Function
@@ -62,6 +63,7 @@ class ByRows(Load):
     constants: tuple[Plain, ...]
     width: int
     reduces: bool
+    flags: bool = False
 
     @property
     def arguments(self) -> tuple[Expression, ...]:
@@ -80,8 +82,8 @@ class ByRows(Load):
 
     @property
     def dtype(self) -> DType:
-        """That of arithmetic."""
-        return F64 if self.wide else F32
+        """That of arithmetic, or of bools."""
+        return BOOL if self.flags else F64 if self.wide else F32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,8 +185,12 @@ def by_rows(
     *constants: Plain,
     width: int = 0,
     reduces: bool = False,
+    flags: bool = False,
 ) -> Expression:
-    """`function` on the rows of tensors of one shape; a row is the last dimension, or `width` elements."""
+    """`function` on the rows of tensors of one shape; a row is the last dimension, or `width` elements.
+
+    `reduces`: it returns one number a row. `flags`: it returns bools.
+    """
     _check(function, operands)
     shape = operands[0].shape
     width = width or (shape[-1] if shape else 1)
@@ -193,7 +199,18 @@ def by_rows(
         raise AlgebraError(f"{function.__name__} works on tensors of one shape, not {shapes}")
     if math.prod(shape) % max(width, 1):
         raise AlgebraError(f"a tensor of shape {list(shape)} has no rows of {width}")
-    return ByRows(function, tuple(operands), constants, width, reduces)
+    return ByRows(function, tuple(operands), constants, width, reduces, flags)
+
+
+def numbers(node: Expression) -> Expression:
+    """A node as it is; of integers and bools (0 and 1) their values in f32, to compute with."""
+    if not node.carried:
+        return node
+    return ByRows(_values, (node,), (), max(node.shape[-1] if node.shape else 1, 1), False)
+
+
+def _values(rows: Any) -> Any:
+    return rows
 
 
 def column_sums(source: Expression, width: int = 0) -> Expression:

@@ -185,10 +185,19 @@ class Constant(Expression):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draw(Expression):
-    """Uniform random numbers in [0, 1), one per element, a function of `key` and the element's flat index only."""
+    """Uniform random numbers in [0, 1), one per element, a function of `key` and the element's flat index only.
+
+    With `in_f64`, arithmetic on them is in f64; the numbers are the same.
+    """
 
     key: tuple[str, ...]
     dimensions: tuple[int, ...]
+    in_f64: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """As it was asked for."""
+        return self.in_f64
 
     @property
     def shape(self) -> tuple[int, ...]:

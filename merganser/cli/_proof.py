@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,12 @@ if TYPE_CHECKING:
 TRIM, PAD = "trim_vocabulary", "pad_vocabulary"
 
 
-def of_trimming(weights: Weights, report: Report, steps: list[str], *, memory: int) -> dict[str, Any] | None:
+def of_trimming(
+    weights: Weights, report: Report, steps: Sequence[str], *, alone: bool, memory: int
+) -> dict[str, Any] | None:
     """The proof of a model that was trimmed (and padded) and else left as it was, or why there is none.
+
+    alone: no method and no other dtype made the weights, beside the steps.
 
     None where no vocabulary was trimmed. Raises `VerificationError` where outputs differ: OUT is there all the same.
     """
@@ -27,6 +32,7 @@ def of_trimming(weights: Weights, report: Report, steps: list[str], *, memory: i
             steps[0] != TRIM
             or steps.count(TRIM) > 1
             or {*steps} - {TRIM, PAD}
+            or not alone
             or len(weights.checkpoints) > 1
         ):
             raise NotRun("other steps or models change the outputs as well")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -47,79 +48,107 @@ QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar and no rep
 class Saving:
     """The options as given."""
 
-    memory: str
-    threads: int
-    seed: int | None
-    shard_size: str
-    overwrite: bool
-    no_resume: bool
-    allow_pickle: bool
-    allow_nonfinite: bool
-    no_sync: bool
-    quiet: bool
-    as_json: bool
-    no_proof: bool = False
+    memory: MEMORY = "1GiB"
+    threads: THREADS = 0
+    seed: SEED = None
+    shard_size: SHARD_SIZE = "5GB"
+    overwrite: OVERWRITE = False
+    no_resume: NO_RESUME = False
+    allow_pickle: console.ALLOW_PICKLE = False
+    allow_nonfinite: ALLOW_NONFINITE = False
+    no_sync: NO_SYNC = False
+    no_proof: NO_PROOF = False
+    quiet: QUIET = False
+    as_json: console.JSON = False
 
 
-def run(recipe: Recipe | Mixture, out: Path, options: Saving, command: str, doing: str) -> None:
+def options(*lacking: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose last parameter is `saving`: the fields of `Saving` but `lacking` become its last options."""
+
+    def wrap(function: Callable[..., None]) -> Callable[..., None]:
+        types = get_type_hints(Saving, include_extras=True)
+        signature = inspect.signature(function, eval_str=True)
+        shared = [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=types[one.name]
+            )
+            for one in fields(Saving)
+            if one.name not in lacking
+        ]
+        own = [one for one in signature.parameters.values() if one.name != "saving"]
+
+        def command(**given: Any) -> None:
+            function(saving=Saving(**{one.name: given.pop(one.name) for one in shared}), **given)
+
+        command.__doc__ = function.__doc__
+        command.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
+        return command
+
+    return wrap
+
+
+def run(recipe: Recipe | Mixture, out: Path, saving: Saving, command: str, doing: str) -> None:
     """Build the recipe's weights, save them, and report. `doing` is what the progress bar says."""
     from merganser.recipe import build
 
-    _sizes(options)
-    weights, fields = build(recipe, seed=options.seed, allow_pickle=options.allow_pickle)
+    _sizes(saving)
+    weights, settings = build(recipe, seed=saving.seed, allow_pickle=saving.allow_pickle)
     steps = [call.step.name for call in getattr(recipe, "steps", ())]
-    as_it_was = (
-        fields.get("dtype") is None and getattr(getattr(recipe, "method", None), "name", "") == "passthrough"
-    )
-    proved = steps if as_it_was or "trim_vocabulary" not in steps else [*steps, "dtype or method"]
-    write(weights, fields, out, options, command, doing, steps=[] if options.no_proof else proved)
+    method = getattr(getattr(recipe, "method", None), "name", "")
+    alone = settings.get("dtype") is None and method == "passthrough"
+    write(weights, settings, out, saving, command, doing, steps=[] if saving.no_proof else steps, alone=alone)
 
 
-def _sizes(options: Saving) -> tuple[int, int]:
-    limit = console.parse_size(options.memory, "--memory")
-    return limit, console.parse_size(options.shard_size, "--shard-size")
+def _sizes(saving: Saving) -> tuple[int, int]:
+    limit = console.parse_size(saving.memory, "--memory")
+    return limit, console.parse_size(saving.shard_size, "--shard-size")
 
 
 def write(
     weights: Weights,
-    fields: Mapping[str, Any],
+    settings: Mapping[str, Any],
     out: Path,
-    options: Saving,
+    saving: Saving,
     command: str,
     doing: str,
     *,
-    steps: list[str] | None = None,
+    steps: Sequence[str] = (),
+    alone: bool = True,
 ) -> Report:
-    """Save weights with the fields of `save`, prove what can be proved of `steps`, and report."""
+    """Save weights with the settings of `save`, prove what can be proved of `steps`, and report.
+
+    alone: nothing but the steps made the weights of what they came from.
+    """
     from merganser import save
     from merganser.cli import _proof
 
-    limit, shard = _sizes(options)
+    limit, shard = _sizes(saving)
     try:
-        with console.progress(not options.quiet and not options.as_json, doing) as progress:
+        with console.progress(not saving.quiet and not saving.as_json, doing) as progress:
             report = save(
                 weights,
                 out,
                 memory=limit,
-                threads=options.threads,
+                threads=saving.threads,
                 shard_size=shard,
-                overwrite=options.overwrite,
-                resume=not options.no_resume,
-                allow_nonfinite=options.allow_nonfinite,
-                sync=not options.no_sync,
+                overwrite=saving.overwrite,
+                resume=not saving.no_resume,
+                allow_nonfinite=saving.allow_nonfinite,
+                sync=not saving.no_sync,
                 progress=progress,
                 generator=f"merganser {command}",
-                **fields,
+                **settings,
             )
     except KeyboardInterrupt as interruption:
         stopped = console.Interrupted("interrupted")
         for note in getattr(interruption, "__notes__", ()):
             stopped.add_note(note)
         raise stopped from None
-    proof = _proof.of_trimming(weights, report, steps or [], memory=limit)
-    if options.as_json:
+    proof = _proof.of_trimming(weights, report, steps, alone=alone, memory=limit)
+    if saving.as_json:
         console.print_json(report.as_json() | ({"proof": proof} if proof else {}))
-    elif not options.quiet:
+    elif not saving.quiet:
         moved = report.bytes_read + report.bytes_written
         console.say(
             f"{report.path}: {console.counted(report.tensors, 'tensor')}, "
@@ -128,7 +157,7 @@ def write(
             f"({console.size(moved / max(report.seconds, 1e-9))}/s, peak memory {console.size(report.peak_memory)})"
         )
         for note in report.notes:
-            console.say(_note(dict(note)))
+            console.say(note_line(note))
         if proof:
             console.say(_proof.line(proof))
         if report.resumed:
@@ -142,7 +171,7 @@ def write(
     return report
 
 
-def _note(note: dict[str, object]) -> str:
+def note_line(note: Mapping[str, object]) -> str:
     """A step's report in one line: of long lists how many there are and the first few."""
     words = []
     for key, value in note.items():

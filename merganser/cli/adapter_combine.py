@@ -22,6 +22,7 @@ BASE = Annotated[str | None, typer.Option(help="What the config says the base is
 DTYPE = Annotated[str, typer.Option(help="Of the factors.")]
 
 
+@_saving.options("seed", "shard_size", "no_proof")
 def command(
     out: _saving.OUT,
     adapters: Annotated[
@@ -34,15 +35,8 @@ def command(
     energy: ENERGY = None,
     base: BASE = None,
     dtype: DTYPE = "float32",
-    memory: _saving.MEMORY = "1GiB",
-    threads: _saving.THREADS = 0,
-    overwrite: _saving.OVERWRITE = False,
-    no_resume: _saving.NO_RESUME = False,
-    allow_pickle: console.ALLOW_PICKLE = False,
-    allow_nonfinite: _saving.ALLOW_NONFINITE = False,
-    no_sync: _saving.NO_SYNC = False,
-    quiet: _saving.QUIET = False,
-    as_json: console.JSON = False,
+    *,
+    saving: _saving.Saving,
 ) -> None:
     """Add ADAPTERS up to one LoRA adapter at OUT.
 
@@ -51,33 +45,20 @@ def command(
     from merganser import open as open_weights
     from merganser.methods.adapters import combine
 
-    limit = console.parse_size(memory, "--memory")
+    limit = console.parse_size(saving.memory, "--memory")
     named = [_parsed(text) for text in adapters]
     combined = combine(
-        [open_weights(path, allow_pickle=allow_pickle) for path, _ in named],
+        [open_weights(path, allow_pickle=saving.allow_pickle) for path, _ in named],
         [weight for _, weight in named],
         rank=rank,
         energy=energy,
         base=base,
-        threads=threads,
+        threads=saving.threads,
         memory=limit,
     )
     recipe = {"adapters": [{"adapter": p, "weight": w} for p, w in named], "rank": rank, "energy": energy}
-    options = _saving.Saving(
-        memory=memory,
-        threads=threads,
-        seed=None,
-        shard_size="5GB",
-        overwrite=overwrite,
-        no_resume=no_resume,
-        allow_pickle=allow_pickle,
-        allow_nonfinite=allow_nonfinite,
-        no_sync=no_sync,
-        quiet=quiet,
-        as_json=as_json,
-    )
     fields = {"degree": 0.0, "dtype": dtype, "recipe": recipe}
-    _saving.write(combined, fields, out, options, NAME, "combining")
+    _saving.write(combined, fields, out, saving, NAME, "combining")
 
 
 def _parsed(text: str) -> tuple[str, float]:

@@ -13,6 +13,7 @@ NAME = "compress-patch"
 EXAMPLE = "Example: merganser compress-patch models/tuned patch --base models/base --density 0.05"
 
 
+@_saving.options("seed", "shard_size", "allow_nonfinite", "no_proof")
 def command(
     patch: Annotated[
         str,
@@ -26,43 +27,24 @@ def command(
         str,
         typer.Option(help="deviation (of all elements, the paper's) or mean (magnitude of the kept ones)."),
     ] = "deviation",
-    memory: _saving.MEMORY = "1GiB",
-    threads: _saving.THREADS = 0,
-    overwrite: _saving.OVERWRITE = False,
-    no_resume: _saving.NO_RESUME = False,
-    allow_pickle: console.ALLOW_PICKLE = False,
-    no_sync: _saving.NO_SYNC = False,
-    quiet: _saving.QUIET = False,
-    as_json: console.JSON = False,
+    *,
+    saving: _saving.Saving,
 ) -> None:
     """Keep of PATCH the signs of its largest elements and one scale a tensor (ComPEFT), packed at OUT."""
     from merganser import open as open_weights
     from merganser.methods.adapters import compress
 
-    opened = open_weights(patch, allow_pickle=allow_pickle)
+    opened = open_weights(patch, allow_pickle=saving.allow_pickle)
     if base is not None:
         if opened.degree == 0.0:
             raise RequestError(f"{patch} is a change already; --base is for a fine-tuned model")
-        opened = opened - open_weights(base, allow_pickle=allow_pickle)
+        opened = opened - open_weights(base, allow_pickle=saving.allow_pickle)
     elif opened.degree != 0.0:
         raise RequestError(f"{patch} is a model and not a change; say with --base what it is a fine-tune of")
     packed = compress(opened, density=density, alpha=alpha, scale=scale)  # type: ignore[arg-type]
-    options = _saving.Saving(
-        memory=memory,
-        threads=threads,
-        seed=None,
-        shard_size="5GB",
-        overwrite=overwrite,
-        no_resume=no_resume,
-        allow_pickle=allow_pickle,
-        allow_nonfinite=False,
-        no_sync=no_sync,
-        quiet=quiet,
-        as_json=as_json,
-    )
     recipe = {"patch": patch, "base": base, "density": density, "alpha": alpha, "scale": scale}
-    report = _saving.write(packed, {"degree": 0.0, "recipe": recipe}, out, options, NAME, "compressing")
-    if not quiet and not as_json:
+    report = _saving.write(packed, {"degree": 0.0, "recipe": recipe}, out, saving, NAME, "compressing")
+    if not saving.quiet and not saving.as_json:
         files = [file for file in sorted(report.path.iterdir()) if file.name != "merganser.json"]
         total = sum(file.stat().st_size for file in files)
         each = ", ".join(f"{file.name} {console.size(file.stat().st_size)}" for file in files)

@@ -17,6 +17,7 @@ NAME = "extract-lora"
 EXAMPLE = "Example: merganser extract-lora models/base models/tuned adapter --rank 32"
 
 
+@_saving.options("seed", "shard_size", "no_proof")
 def command(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was fine-tuned.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The fine-tune.")],
@@ -31,22 +32,15 @@ def command(
     ] = False,
     task_type: Annotated[str | None, typer.Option(help="For the config, CAUSAL_LM for instance.")] = None,
     dtype: DTYPE = "float32",
-    memory: _saving.MEMORY = "1GiB",
-    threads: _saving.THREADS = 0,
-    overwrite: _saving.OVERWRITE = False,
-    no_resume: _saving.NO_RESUME = False,
-    allow_pickle: console.ALLOW_PICKLE = False,
-    allow_nonfinite: _saving.ALLOW_NONFINITE = False,
-    no_sync: _saving.NO_SYNC = False,
-    quiet: _saving.QUIET = False,
-    as_json: console.JSON = False,
+    *,
+    saving: _saving.Saving,
 ) -> None:
     """Make a LoRA adapter of what MODEL changed in BASE, by truncated SVD, of rank 32 unless said otherwise."""
     from merganser import open as open_weights
     from merganser.methods.adapters import extract
 
-    limit = console.parse_size(memory, "--memory")
-    first, second = (open_weights(path, allow_pickle=allow_pickle) for path in (base, model))
+    limit = console.parse_size(saving.memory, "--memory")
+    first, second = (open_weights(path, allow_pickle=saving.allow_pickle) for path in (base, model))
     if abs(second.degree) < 1e-6:
         raise RequestError(f"{model} is a change and not a fine-tune; combine-lora --rank resizes adapters")
     adapter = extract(
@@ -59,26 +53,13 @@ def command(
         allow_loss=allow_loss,
         base=base,
         task_type=task_type,
-        threads=threads,
+        threads=saving.threads,
         memory=limit,
     )
     recipe = {"base": base, "model": model, "rank": rank, "energy": energy, "embeddings": embeddings}
-    options = _saving.Saving(
-        memory=memory,
-        threads=threads,
-        seed=None,
-        shard_size="5GB",
-        overwrite=overwrite,
-        no_resume=no_resume,
-        allow_pickle=allow_pickle,
-        allow_nonfinite=allow_nonfinite,
-        no_sync=no_sync,
-        quiet=quiet,
-        as_json=as_json,
-    )
     fields = {"degree": 0.0, "dtype": dtype, "recipe": recipe}
-    report = _saving.write(adapter, fields, out, options, NAME, "extracting")
-    if not quiet and not as_json:
+    report = _saving.write(adapter, fields, out, saving, NAME, "extracting")
+    if not saving.quiet and not saving.as_json:
         _tell_kept(out, report.notes[-1])
 
 

@@ -15,6 +15,7 @@ EXAMPLE = "Example: merganser port adapter models/base-v1 models/base-v2 models/
 _COLUMNS = ("patch", "update", "drift", "cosine", "survives")
 
 
+@_saving.options("seed", "no_proof")
 def command(
     patch: Annotated[
         str, typer.Argument(metavar="PATCH", help="A LoRA adapter, a task vector or a fine-tune of OLD.")
@@ -28,55 +29,34 @@ def command(
     scale: Annotated[float, typer.Option(help="Of the patch.")] = 1.0,
     fresh: Annotated[str | None, typer.Option(help="A patch trained on NEW, to compare with.")] = None,
     rows: Annotated[int, typer.Option(help="Tensors of the report to show; --json has all.", min=0)] = 10,
-    memory: _saving.MEMORY = "1GiB",
-    threads: _saving.THREADS = 0,
-    shard_size: _saving.SHARD_SIZE = "5GB",
-    overwrite: _saving.OVERWRITE = False,
-    no_resume: _saving.NO_RESUME = False,
-    allow_pickle: console.ALLOW_PICKLE = False,
-    allow_nonfinite: _saving.ALLOW_NONFINITE = False,
-    no_sync: _saving.NO_SYNC = False,
-    quiet: _saving.QUIET = False,
-    as_json: console.JSON = False,
+    *,
+    saving: _saving.Saving,
 ) -> None:
     """Put a PATCH that was made on OLD onto NEW, and tell how much of it the update of the base leaves."""
     from merganser import open as open_weights
     from merganser.methods.adapters import port
 
-    if out is None and overwrite:
+    if out is None and saving.overwrite:
         raise RequestError("--overwrite without OUT: there is nothing to replace")
-    limit = console.parse_size(memory, "--memory")
-    opened = [open_weights(path, allow_pickle=allow_pickle) for path in (patch, old, new)]
-    other = None if fresh is None else open_weights(fresh, allow_pickle=allow_pickle)
-    ported = port(*opened, scale=scale, fresh=other, threads=threads, memory=limit)
+    limit = console.parse_size(saving.memory, "--memory")
+    opened = [open_weights(path, allow_pickle=saving.allow_pickle) for path in (patch, old, new)]
+    other = None if fresh is None else open_weights(fresh, allow_pickle=saving.allow_pickle)
+    ported = port(*opened, scale=scale, fresh=other, threads=saving.threads, memory=limit)
     report = dict(ported.notes[-1])
-    if not as_json and not quiet:
+    if not saving.as_json and not saving.quiet:
         _show(report, rows)
     if out is None:
-        if as_json:
+        if saving.as_json:
             console.print_json(report)
         return
-    options = _saving.Saving(
-        memory=memory,
-        threads=threads,
-        seed=None,
-        shard_size=shard_size,
-        overwrite=overwrite,
-        no_resume=no_resume,
-        allow_pickle=allow_pickle,
-        allow_nonfinite=allow_nonfinite,
-        no_sync=no_sync,
-        quiet=quiet,
-        as_json=as_json,
-    )
     fields = {"recipe": {"patch": patch, "old": old, "new": new, "scale": scale}}
-    _saving.write(ported, fields, out, options, NAME, "porting")
+    _saving.write(ported, fields, out, saving, NAME, "porting")
 
 
 def _show(report: dict[str, Any], rows: int) -> None:
-    tensors = sorted(report["tensors"].items(), key=lambda item: abs((item[1]["survives"] or 1.0) - 1.0))[
-        ::-1
-    ]
+    tensors = list(report["tensors"].items())
+    tensors.sort(key=lambda item: abs((item[1]["survives"] or 1.0) - 1.0))
+    tensors.reverse()
     fields = [*_COLUMNS, *(key for key in ("residual", "fresh_cosine") if key in report["summary"])]
     if any("reads" in measures for _, measures in tensors):
         fields += ["reads", "reads_by_chance", "writes", "writes_by_chance"]

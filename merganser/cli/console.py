@@ -140,8 +140,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 @contextmanager
-def progress(wanted: bool, what: str) -> Iterator[Progress | None]:
-    """A bar with bytes per second and time left on a terminal; nothing otherwise."""
+def progress(wanted: bool, what: str, unit: str | None = None) -> Iterator[Progress | None]:
+    """A bar with bytes per second (or how many of `unit`) and time left on a terminal; nothing otherwise."""
     if not wanted or not sys.stderr.isatty():
         yield None
         return
@@ -149,19 +149,18 @@ def progress(wanted: bool, what: str) -> Iterator[Progress | None]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    amount: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+    if unit is not None:
+        amount = (MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn(what), BarColumn(), *amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from merganser.cli import console
+from merganser.cli import _page, console
 
 NAME = "diagnose"
 EXAMPLE = "Example: merganser diagnose models/math models/code --base models/base --html side-by-side.html"
@@ -44,7 +42,7 @@ def command(
     Checkpoints are streamed; nothing of them is run.
     """
     limit = console.parse_size(memory, "--memory")
-    _check_html(html, overwrite)
+    _page.check(html, overwrite)
     from merganser import open as open_weights
     from merganser.compare import diagnose, page
 
@@ -53,7 +51,7 @@ def command(
     with console.progress(not as_json, "comparing") as progress:
         found = diagnose(opened, origin, rank=rank, threads=threads, memory=limit, progress=progress)
     if html is not None:
-        _write(html, page(found))
+        _page.write(html, page(found))
     if as_json:
         console.print_json(found)
         return
@@ -138,45 +136,6 @@ def _pairs(pairs: list[dict[str, Any]], changed: bool, most: int = 30) -> None:
     )
     if len(pairs) > most:
         console.say(f"... and {len(pairs) - most} more pairs")
-
-
-def _check_html(html: Path | None, overwrite: bool) -> None:
-    from merganser.errors import RequestError
-
-    if html is None:
-        return
-    if html.is_dir() or not html.parent.is_dir():
-        raise RequestError(
-            f"--html {html}: {'is a directory' if html.is_dir() else 'its folder does not exist'}"
-        )
-    if html.exists() and not overwrite:
-        raise RequestError(f"{html}: already exists. Choose another name, or pass --overwrite to replace it")
-
-
-def _write(html: Path, content: str) -> None:
-    """Beside its place first, so that the page appears whole."""
-    from merganser.errors import OutputError
-
-    partial = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=html.parent, prefix=f".{html.name}.", delete=False
-        ) as file:
-            partial = file.name
-            file.write(content)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, html)
-    except OSError as error:
-        raise OutputError(f"{html}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if partial is not None and os.path.exists(partial):
-            os.unlink(partial)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _number(value: float | None) -> str:

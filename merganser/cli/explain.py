@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from merganser.cli import console
+from merganser.cli import _saving, console
 
 NAME = "explain"
 EXAMPLE = "Example: merganser explain recipe.yaml"
@@ -59,6 +59,8 @@ def command(
         f"({console.size(held['per_thread'])} a thread, tiles of {held['tile_elements']:,} elements)"
     )
     console.say(f"time     about {plan['estimate_seconds']} s if the parents are in memory")
+    for note in plan["notes"]:
+        console.say(_saving.note_line(note))
     for parent, names in plan["unused"].items():
         console.say(f"not used of {parent}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
 
@@ -76,13 +78,15 @@ def _said(recipe: dict[str, Any], summary: str) -> None:
         console.say(f"         {name} {value}")
     for model in recipe["models"]:
         base = ", the base" if model["name"] == recipe.get("base") else ""
-        console.say(f"         {model['name']}{base}{_listed(model.get('parameters', {}))}")
+        observed = f", statistics {model['statistics']}" if "statistics" in model else ""
+        console.say(f"         {model['name']}{base}{_listed(model.get('parameters', {}))}{observed}")
     for part in recipe.get("parts", []):
         if part["module"]:
             console.say(f"module   {part['module']}{_listed(part['parameters'])}")
         for one in part["slices"]:
             sources = [
                 f"{source['model']}{_range(source['layers'])}{_listed(source['parameters'])}"
+                + (f", statistics {source['statistics']}" if "statistics" in source else "")
                 for source in one["sources"]
             ]
             console.say(f"slice    {' | '.join(sources)}{_listed(one['parameters'])}")

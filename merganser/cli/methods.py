@@ -31,6 +31,7 @@ def command(
             "base": method.base,
             "min_models": method.min_models,
             "max_models": method.max_models,
+            "statistics": method.statistics,
             "parameters": [
                 {
                     "name": p.key,

@@ -8,6 +8,7 @@ from typing import Any
 from merganser._version import __version__
 from merganser.compare import verdict
 from merganser.compare.diagnosis import between_models, mean_of
+from merganser.compare.parts import card, cell, figure, sheet, table
 from merganser.compare.plots import bars, heatmap, lines, text
 
 Row = dict[str, Any]
@@ -15,39 +16,6 @@ MOST_MODELS = 24
 """Models up to which matrices are drawn."""
 MOST_ROWS = 60
 """Tensors in the page's last table: those whose task vectors (or weights) are least alike."""
-STYLE = """
-:root{color-scheme:light dark;--back:#fbfbf9;--card:#fff;--text:#1d2327;--soft:#5c6770;--edge:#dfe3e6;--cool:#1f6f8b;
---warm:#c2562f;--over:#fff;--good:#2e7d4f;--bad:#b3382c;--c0:#1f6f8b;--c1:#c2562f;--c2:#5d8c2c;--c3:#7a4fa3;--c4:#b8860b;
---c5:#c2185b;--c6:#00897b;--c7:#6d6d6d}
-@media (prefers-color-scheme:dark){:root{--back:#14181b;--card:#1c2226;--text:#e8ecee;--soft:#9aa6ae;--edge:#333c42;
---cool:#56b4d3;--warm:#ec8a63;--over:#10161a;--good:#6fcf97;--bad:#f1837a;--c0:#56b4d3;--c1:#ec8a63;--c2:#9ccc65;
---c3:#b794e0;--c4:#e6c15a;--c5:#f48fb1;--c6:#4db6ac;--c7:#b0b0b0}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--back);color:var(--text);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:26px;margin:0 0 4px}
-h2{font-size:18px;margin:34px 0 10px}h3{font-size:14px;margin:0 0 8px;color:var(--soft)}
-p{margin:6px 0}.soft{color:var(--soft)}code{font:13px ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
-.verdict{display:inline-block;padding:3px 12px;border-radius:14px;font-weight:600;border:1.5px solid}
-.verdict.good{color:var(--good)}.verdict.bad{color:var(--bad)}.verdict.open{color:var(--soft)}
-.cards{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}
-.card{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:14px 16px;overflow-x:auto}
-.card.advice{border-left:4px solid var(--cool)}.card.advice b{display:block;margin-bottom:2px}
-svg{max-width:100%;height:auto;display:block}
-table{border-collapse:collapse;font-size:13px;width:100%}
-th,td{padding:4px 10px;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}
-th:first-child,td:first-child,td.word,th.word{text-align:left}
-td.name,td.long{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:200px}
-th{color:var(--soft);font-weight:600}
-.tick,.small,.cell{font:12px system-ui,sans-serif;fill:var(--soft)}.small{font-size:10.5px}.cell{fill:var(--text)}
-.cell.over{fill:var(--over)}rect.cool{fill:var(--cool)}rect.warm{fill:var(--warm)}rect.none{fill:var(--edge);opacity:.4}
-.grid{stroke:var(--edge)}.reference,.mark{stroke:var(--soft);stroke-dasharray:4 3}
-.mark{stroke:var(--text);stroke-dasharray:none;stroke-width:1.5}
-.line{fill:none;stroke-width:2}
-.legend{margin-top:6px;font-size:12.5px;color:var(--soft)}.key{margin-right:14px;display:inline-block}
-.key::before{content:"";display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px;background:var(--c)}
-.bar,.dot{fill:var(--c)}.line{stroke:var(--c)}
-""" + "".join(f".s{k}{{--c:var(--c{k})}}" for k in range(8))
 _TONE = {
     verdict.SHARED: "good",
     verdict.SAME: "good",
@@ -70,12 +38,7 @@ def page(document: Row) -> str:
     ]
     parts += [_kinds(document), _ranks(document), _tensors(document), _notes(document)]
     title = "merganser diagnose: " + ", ".join(row["name"] for row in document["models"][:4])
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return sheet(title, parts)
 
 
 def _head(document: Row, numbers: dict[str, str]) -> str:
@@ -88,7 +51,7 @@ def _head(document: Row, numbers: dict[str, str]) -> str:
         rows.append(
             [
                 numbers[model["name"]],
-                _cell(model["name"], "name"),
+                cell(model["name"], "name"),
                 f"{model['tensors']:,}",
                 f"{model['parameters']:,}",
                 _number(norms.get("norm")),
@@ -103,8 +66,8 @@ def _head(document: Row, numbers: dict[str, str]) -> str:
         f'<p><span class="verdict {_TONE.get(found, "bad")}">{text(found)}</span></p>'
         f'<p class="soft">{compared["tensors"]:,} tensors with {compared["elements"]:,} numbers compared, matched by '
         f"{text(compared['matched_by'])}. merganser {text(__version__)}</p>"
-        + _card(
-            _table(
+        + card(
+            table(
                 [
                     "no.",
                     "checkpoint",
@@ -151,12 +114,12 @@ def _between(document: Row, numbers: dict[str, str]) -> str:
         ):
             shown = names if key != "vector_cosine" else [row["name"] for row in document["models"]]
             if len(shown) > 1 and any(row.get(key) is not None for row in rows):
-                cards.append(_figure(title, _square(shown, numbers, rows, key, title)))
+                cards.append(figure(title, _square(shown, numbers, rows, key, title)))
         if document["centred"]:
             labels = [numbers[row["name"]] for row in document["models"]]
             title = f"Cosine of differences from the mean (orthogonal changes: {-1 / (len(labels) - 1):.2f})"
-            cards.append(_figure(title, heatmap(labels, document["centred"], title)))
-    table = _table(
+            cards.append(figure(title, heatmap(labels, document["centred"], title)))
+    rated = table(
         [
             "pair",
             "verdict",
@@ -171,20 +134,20 @@ def _between(document: Row, numbers: dict[str, str]) -> str:
         [
             [
                 f"{numbers[row['a']]} and {numbers[row['b']]}",
-                _cell(row["verdict"], "word"),
+                cell(row["verdict"], "word"),
                 _percent(row["comparable"]),
                 _number(row.get("correspondence")),
                 _number(row.get("cosine")),
                 _number(row.get("distance")),
                 _number(row.get("vector_cosine")),
                 _percent(row.get("sign_conflicts")),
-                _cell(row["reason"], "long"),
+                cell(row["reason"], "long"),
             ]
             for row in rows
         ],
         words=(1, 8),
     )
-    return f'<h2>Between models</h2><div class="cards">{"".join(cards)}</div>' + _card(table, space=True)
+    return f'<h2>Between models</h2><div class="cards">{"".join(cards)}</div>' + card(rated, space=True)
 
 
 def _square(names: Sequence[str], numbers: dict[str, str], rows: list[Row], key: str, title: str) -> str:
@@ -200,7 +163,7 @@ def _plots(document: Row, numbers: dict[str, str]) -> str:
 
     def add(title: str, drawn: str) -> None:
         if drawn:
-            cards.append(_figure(title, drawn))
+            cards.append(figure(title, drawn))
 
     parts: dict[str, list[tuple[float, float]]] = {}
     for part in document["by_part"]:
@@ -275,7 +238,7 @@ def _kinds(document: Row) -> str:
         rows.append(
             [
                 kind["kind"],
-                _cell(found.pop() if len(found) == 1 else "mixed", "word"),
+                cell(found.pop() if len(found) == 1 else "mixed", "word"),
                 f"{kind['tensors']:,}",
                 f"{kind['elements']:,}",
                 _number(mean_of(pairs, "correspondence")),
@@ -299,7 +262,7 @@ def _kinds(document: Row) -> str:
         "among large",
     ]
     heads += ["overlap 1 %", "overlap 10 %", "cancelled"]
-    return "<h2>By kind of tensor</h2>" + _card(_table(heads, rows, words=(1,)))
+    return "<h2>By kind of tensor</h2>" + card(table(heads, rows, words=(1,)))
 
 
 def _ranks(document: Row) -> str:
@@ -310,7 +273,7 @@ def _ranks(document: Row) -> str:
         tensors.setdefault(one["tensor"], []).append(one)
     rows = [
         [
-            _cell(name, "name"),
+            cell(name, "name"),
             _range([one["effective"] for one in found]) + ("" if found[0]["exact"] else " (estimate)"),
             _percent(mean_of(found, "share")),
             _range([one["stable"] for one in found]),
@@ -323,7 +286,7 @@ def _ranks(document: Row) -> str:
     return (
         f'<h2>Rank of the {what}</h2><p class="soft">Effective rank: exp of the entropy of the '
         "squared singular values. Stable rank: squared Frobenius norm over the squared largest singular value.</p>"
-        + _card(_table(["tensor", "effective", "of full, mean", "stable", "full"], rows))
+        + card(table(["tensor", "effective", "of full, mean", "stable", "full"], rows))
         + (f'<p class="soft">and {more} more</p>' if more else "")
     )
 
@@ -339,7 +302,7 @@ def _tensors(document: Row) -> str:
     found.sort(key=lambda item: item[0])
     rows = [
         [
-            _cell(tensor["tensor"], "name"),
+            cell(tensor["tensor"], "name"),
             " x ".join(map(str, tensor["shape"])),
             _number(value),
             _number(mean_of(between_models(document, tensor), "cosine")),
@@ -355,7 +318,7 @@ def _tensors(document: Row) -> str:
         if len(found) > len(rows)
         else ""
     )
-    return "<h2>Tensors least alike</h2>" + _card(_table(heads, rows)) + more if rows else ""
+    return "<h2>Tensors least alike</h2>" + card(table(heads, rows)) + more if rows else ""
 
 
 def _notes(document: Row) -> str:
@@ -373,44 +336,11 @@ def _notes(document: Row) -> str:
         if names:
             shown = "".join(f"<p><code>{text(name)}</code></p>" for name in names[:MOST_ROWS])
             more = f"<p class='soft'>and {len(names) - MOST_ROWS} more</p>" if len(names) > MOST_ROWS else ""
-            parts.append(f"<h2>{text(title)}</h2>{_card(shown + more)}")
+            parts.append(f"<h2>{text(title)}</h2>{card(shown + more)}")
     return "".join(parts)
 
 
 # Small things ---------------------------------------------------------------------------------------------------------
-
-
-class _Cell(str):
-    """A table's cell that is escaped already, with its class."""
-
-
-def _cell(value: object, kind: str) -> _Cell:
-    return _Cell(f'<td class="{kind}">{text(value)}</td>')
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = ()) -> str:
-    kept = [k for k in range(len(heads)) if any(row[k] for row in rows)]
-    top = "".join(
-        f'<th class="word">{text(head)}</th>' if k in words else f"<th>{text(head)}</th>"
-        for k in kept
-        for head in (heads[k],)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(c if isinstance(c := row[k], _Cell) else f"<td>{text(c)}</td>" for k in kept)
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _card(inner: str, *, space: bool = False) -> str:
-    style = ' style="margin-top:16px"' if space else ""
-    return f'<div class="card"{style}>{inner}</div>'
-
-
-def _figure(title: str, drawn: str) -> str:
-    return f'<div class="card"><h3>{text(title)}</h3>{drawn}</div>'
 
 
 def _range(values: list[float]) -> str:

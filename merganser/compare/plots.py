@@ -48,7 +48,7 @@ def heatmap(labels: Sequence[str], values: Sequence[Sequence[float | None]], tit
                 f'<text class="cell{over}" x="{x + cell / 2 - 1:g}" y="{y + cell / 2 + 4:g}" text-anchor="middle">'
                 f"{round(value, 2) + 0.0:.2f}</text>"
             )
-    return _svg(left + cell * count + 4, top + cell * count + 4, title, parts)
+    return drawing(left + cell * count + 4, top + cell * count + 4, title, parts)
 
 
 def lines(series: Sequence[tuple[str, Sequence[Point]]], title: str, reference: float | None = None) -> str:
@@ -95,7 +95,7 @@ def lines(series: Sequence[tuple[str, Sequence[Point]]], title: str, reference: 
             f"<title>{text(name)}, {x:g}: {y:.4g}</title></circle>"
             for x, y in line
         ]
-    return _svg(width, height, title, parts) + legend([name for name, _ in series])
+    return drawing(width, height, title, parts) + legend([name for name, _ in series])
 
 
 def bars(
@@ -134,7 +134,7 @@ def bars(
             )
             y += bar
         y += gap
-    return _svg(width, int(y), title, parts) + legend(series)
+    return drawing(width, int(y), title, parts) + legend(series)
 
 
 def legend(names: Sequence[str]) -> str:
@@ -145,7 +145,8 @@ def legend(names: Sequence[str]) -> str:
     return f'<div class="legend">{keys}</div>'
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+def drawing(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    """An SVG of this size with its title for readers who cannot see it."""
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{text(title)}">{"".join(parts)}</svg>'

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merganser.checkpoint import DType
+from merganser.engine.kernels.loops import BLOCK
 from merganser.errors import RequestError
 
 Progress = Callable[[int, int], None]
@@ -24,7 +25,8 @@ class SaveOptions:
     dtype: of the float tensors written (default: each as in the base). degree: what the weights must sum to, 1 for a
     model, 0 for a task vector. partial: tensors of the base may be missing. sync: fsync before the final rename.
     recipe, seed, generator: noted in the manifest (recipe and seed also identify the run that may be resumed).
-    tile: elements per tile, 0 to let the plan choose; the bytes written do not depend on it.
+    tile: elements per tile, a multiple of 65,536 (sums are made of blocks of so many), 0 to let the plan choose; the
+    bytes written do not depend on it.
     """
 
     memory: int | None = None
@@ -46,6 +48,8 @@ class SaveOptions:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise RequestError(f"threads must be 0 (one a core) or more, not {self.threads}")
+        if self.tile < 0 or self.tile % BLOCK:
+            raise RequestError(f"tile must be a multiple of {BLOCK:,} elements, or 0, not {self.tile}")
         if self.memory is not None and self.memory < 1:
             raise RequestError(f"memory must be a positive number of bytes, not {self.memory}")
         if self.shard_size < 1:

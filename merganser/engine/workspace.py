@@ -191,9 +191,9 @@ class Workspace:
                 _sync_directory(self.model)
             _check_target(self.out, self.overwrite, ())
             if self.out.exists():
-                _exchange(self.model, self.out)
+                exchange(self.model, self.out)
             else:
-                _rename_new(self.model, self.out)
+                rename_new(self.model, self.out)
             if self.sync:
                 _sync_directory(self.out.parent)
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -262,13 +262,13 @@ def _naming(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _rename_new(source: Path, target: Path) -> None:
+def rename_new(source: Path, target: Path) -> None:
     """Rename that fails rather than replace something that has just appeared."""
     if not _renameat2(source, target, _NO_REPLACE):
         os.rename(source, target)
 
 
-def _exchange(source: Path, target: Path) -> None:
+def exchange(source: Path, target: Path) -> None:
     """Swap the new directory in; the old one goes with the partial directory."""
     if _renameat2(source, target, _EXCHANGE):
         return

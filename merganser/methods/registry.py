@@ -74,7 +74,8 @@ class Method:
 
     base: "required"; "optional" (models are merged as they are, the base lends its files); "origin" (as they are
     without a base, their differences from it with one); or "refused". min_models and max_models count the models
-    without a base that is required or an origin.
+    without a base that is required or an origin. statistics: the kind of statistics (fisher, gram, mask ...) that it
+    takes of every model, or None.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Method:
     min_models: int
     max_models: int | None
     mergekit: Mergekit | None
+    statistics: str | None = None
 
     @property
     def base_apart(self) -> bool:
@@ -100,12 +102,29 @@ class Method:
         known = [parameter.name for parameter in self.parameters]
         raise RequestError(f"{self.name} has no parameter {name!r}{did_you_mean(name, known)}")
 
-    def __call__(self, base: Weights | None, models: Sequence[Weights], **parameters: Any) -> Weights:
-        """The function, after a check of the base, the number of models and the parameters' names."""
+    def __call__(
+        self,
+        base: Weights | None,
+        models: Sequence[Weights],
+        *,
+        statistics: Sequence[Weights] | None = None,
+        **parameters: Any,
+    ) -> Weights:
+        """The function, after a check of the base, the number of models and statistics and the parameters' names."""
         for name in parameters:
             self.parameter(name)
         self.check_inputs(base is not None, len(models))
-        return self.function(base, models, **parameters)
+        if self.statistics is None:
+            if statistics is not None:
+                raise RequestError(f"{self.name} takes no statistics")
+            return self.function(base, models, **parameters)
+        if statistics is None or len(statistics) != len(models):
+            given = "none are given" if statistics is None else f"there are {len(statistics)}"
+            raise RequestError(
+                f"{self.name} needs statistics of the kind {self.statistics!r}, one for each of the {len(models)} "
+                f"models; {given}"
+            )
+        return self.function(base, models, statistics=list(statistics), **parameters)
 
     def check_inputs(self, has_base: bool, models: int) -> None:
         """Raise `RequestError` unless the method works with this base and number of models."""
@@ -141,17 +160,23 @@ def method(
     max_models: int | None = None,
     mergekit: Mergekit | None = None,
     keys: Mapping[str, str] = KEYS,
+    statistics: str | None = None,
 ) -> Callable[[F], F]:
     """Register `f(base, models, *, ...) -> Weights` as the method `name`; the function itself is unchanged.
 
     paper is the id of the paper in papers.jsonl, or its citation. keys are names that parameters have in recipes, where
-    they differ from Python's. Raises `RequestError` where the signature
+    they differ from Python's. statistics is the kind that the function is given of every model, as the keyword
+    `statistics`. Raises `RequestError` where the signature
     is not of that form or another function holds the name.
     """
     if base not in BASES:
         raise RequestError(f"method {name!r}: base must be one of {', '.join(BASES)}, not {base!r}")
 
     def register(function: F) -> F:
+        if ("statistics" in inspect.signature(function).parameters) != (statistics is not None):
+            raise RequestError(
+                f"method {name!r}: the decorator's statistics= and the function's keyword statistics go together"
+            )
         made = Method(
             name,
             paper,
@@ -162,6 +187,7 @@ def method(
             min_models,
             max_models,
             mergekit,
+            statistics,
         )
         with _lock:
             held = _registered.get(name)
@@ -288,7 +314,9 @@ def _parameters(name: str, function: Callable[..., Any], keys: Mapping[str, str]
             f"method {name!r}: its function must be f(base, models, *, keyword-only parameters)"
         )
     return tuple(
-        _parameter(name, p, str(plain[p.name].annotation), keys.get(p.name, p.name)) for p in found[2:]
+        _parameter(name, p, str(plain[p.name].annotation), keys.get(p.name, p.name))
+        for p in found[2:]
+        if p.name != "statistics"
     )
 
 

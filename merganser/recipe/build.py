@@ -13,12 +13,14 @@ from merganser.algebra.operations import OPERATIONS
 from merganser.checkpoint import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
 from merganser.methods import Parameter
+from merganser.methods.merge._statistics import UNOBSERVED, unobserved_note
 from merganser.recipe.experts import Mixture, build_mixture
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source
 from merganser.recipe.mismatch import Conformed, conform, deeper, misfits
 from merganser.recipe.reference import Reference, read_reference
 from merganser.recipe.settings import Setting
 from merganser.recipe.slices import View, cut, joined_modules, layer_axis, stacked, whole
+from merganser.recipe.statistics import open_statistics, renamed, unchanged
 
 
 def build(
@@ -32,6 +34,12 @@ def build(
     pattern that matches no tensor; and what the algebra raises.
     """
     return _Kitchen(seed, allow_pickle).result(recipe)
+
+
+def open_models(recipe: Recipe, *, allow_pickle: bool = False) -> list[Weights]:
+    """The models of a recipe, in its order, opened as `build` does; other documents of its file are built."""
+    kitchen = _Kitchen(None, allow_pickle)
+    return [kitchen.open(model, recipe) for model in recipe.models]
 
 
 class _Kitchen:
@@ -82,7 +90,7 @@ class _Kitchen:
                 raise type(error)(f"{model.place}: {error}{word}") from error
         if id(document) not in self.made:
             weights, fields = self.result(document)
-            self.made[id(document)] = _as_saved(weights, fields["dtype"])
+            self.made[id(document)] = as_saved(weights, fields["dtype"])
         weights = self.made[id(document)].relabel(model.label)
         if reference.lora is None:
             return weights
@@ -111,7 +119,7 @@ def _with_lora(model: Weights, adapter: Weights) -> Weights:
     return (model + adapter).relabel(model.label)
 
 
-def _as_saved(weights: Weights, dtype: str | None) -> Weights:
+def as_saved(weights: Weights, dtype: str | None) -> Weights:
     """A document as it would be if it had been saved and opened again: rounded to its dtype."""
     to = None if dtype is None else parse_dtype(dtype)
 
@@ -150,6 +158,9 @@ class _Merge:
         for setting in recipe.settings if simple else recipe.settings_by_names(inward=True):
             setting.check_patterns(names)
         files: dict[str, bytes | None] = {}
+        self.on_disk = list(self.opened)
+        self.statistics: dict[tuple[str, int], Weights] = {}
+        self.unobserved: dict[str, None] = {}
         if recipe.vocabulary is not None:
             from merganser.recipe.vocabularies import merge_vocabularies
 
@@ -163,6 +174,8 @@ class _Merge:
         ):  # layers have other numbers there
             setting.check_patterns(list(weights))
         weights = self._note_idle(weights, names)
+        if self.unobserved:
+            weights = weights.with_note(unobserved_note(recipe.method.name, list(self.unobserved)))
         if files:
             weights = weights.with_files(files)
         for call in recipe.steps:
@@ -239,15 +252,47 @@ class _Merge:
             if part.sliced:  # it lends its files, which it does at the end
                 base = None
         models = [view.models[index[id(source)]] for source in chosen]
-        cook = _Cook(recipe, part, slice_, view, chosen, [index[id(source)] for source in chosen], self.seed)
+        places = [index[id(source)] for source in chosen]
+        observed = self._observed(part, chosen, view, places)
+        cook = _Cook(recipe, part, slice_, view, chosen, places, self.seed, observed, self.unobserved)
         reference = base if base is not None else models[0]
         if recipe.mismatch is None:
             if not part.sliced and (wrong := deeper(reference, models)):
                 raise RequestError(f"{recipe.source}: {slice_.place}: {wrong}")
             return self._fitting(reference, models, lambda: cook.variants(base, models, None))
         fitted = conform(reference, models, recipe.mismatch)
+        observed[:] = [
+            unchanged(found, before, after)
+            for found, before, after in zip(observed, models, fitted.models, strict=bool(observed))
+        ]
         weights = self._fitting(reference, fitted.models, lambda: cook.variants(base, fitted.models, fitted))
         return weights if fitted.note is None else weights.with_note(fitted.note)
+
+    def _observed(
+        self, part: Part, chosen: Sequence[Source], view: View, places: Sequence[int]
+    ) -> list[Weights]:
+        """The statistics of the models of a view, in its names; none where the method takes none."""
+        kind = self.recipe.method.statistics
+        if kind is None:
+            return []
+        found = []
+        for source, k in zip(chosen, places, strict=True):
+            assert source.statistics is not None
+            key = (source.statistics, source.model)
+            model = self.on_disk[source.model]
+            if key not in self.statistics:
+                same = sum(number == source.model for _, number in self.statistics)
+                self.statistics[key] = open_statistics(
+                    source.statistics,
+                    kind,
+                    model,
+                    f"{model.label}/{kind}" + (f"#{same + 1}" if same else ""),
+                    f"{self.recipe.source}: {source.place}.statistics",
+                    self.recipe.directory,
+                )
+            kept = unchanged(self.statistics[key], model, self.opened[source.model])
+            found.append(renamed(kept, view.models[k], view.inward[k]) if part.sliced else kept)
+        return found
 
     def _fitting(self, reference: Weights, models: list[Weights], make: Callable[[], Weights]) -> Weights:
         """What `make` gives; an error of the algebra says what does not fit in all, and the way out."""
@@ -293,6 +338,8 @@ class _Cook:
     chosen: tuple[Source, ...]
     places: list[int]
     seed: int
+    observed: list[Weights]
+    unobserved: dict[str, None]
 
     def variants(self, base: Weights | None, models: list[Weights], fitted: Conformed | None) -> Weights:
         """Call the method; where a switch or the models that take part differ between tensors, once for each group."""
@@ -334,7 +381,8 @@ class _Cook:
     ) -> Weights:
         method = self.recipe.method
         if not absent:
-            return method(base, models, **values)
+            given = self._statistics(range(len(models)))
+            return self._collected(method(base, models, **values, **given), members)
         here = [k for k in range(len(models)) if k not in absent]
         per_model = {p.name for p in method.parameters if p.per_model}
         values = {
@@ -347,11 +395,31 @@ class _Cook:
             return only
         chosen = [models[k]._with({n: models[k].entry(n) for n in only if n in models[k]}) for k in here]
         try:
-            return method(only if base is not None else None, chosen, **values)
+            given = self._statistics(here)
+            given = {
+                key: [one._with({n: one.entry(n) for n in only if n in one}) for one in found]
+                for key, found in given.items()
+            }
+            made = method(only if base is not None else None, chosen, **values, **given)
+            return self._collected(made, members)
         except RequestError as error:
             raise RequestError(
                 f"mismatch: skip leaves {len(here)} of {len(models)} models for tensor {members[0]!r}: {error}"
             ) from None
+
+    def _statistics(self, models: Iterable[int]) -> dict[str, list[Weights]]:
+        """The keyword by which the method is given statistics of these models, if it takes any."""
+        return {"statistics": [self.observed[k] for k in models]} if self.recipe.method.statistics else {}
+
+    def _collected(self, weights: Weights, members: Sequence[str]) -> Weights:
+        """The weights without their note of tensors that lacked statistics, which are told once for all slices."""
+        taken = set(members)
+        for note in weights.notes:
+            if UNOBSERVED in note:
+                names = [self.view.outward(name) for name in note[UNOBSERVED] if name in taken]
+                self.unobserved.update(dict.fromkeys(names))
+        entries = {name: weights.entry(name) for name in weights}
+        return weights._with(entries, notes=tuple(note for note in weights.notes if UNOBSERVED not in note))
 
     def _above(self, parameter: Parameter) -> list[Setting | None]:
         """The settings for all models, the nearest first."""
@@ -438,4 +506,4 @@ def _joined(results: list[tuple[Weights, set[str]]]) -> Weights:
     return first._with(entries, checkpoints=tuple(checkpoints.values()))
 
 
-__all__ = ["build"]
+__all__ = ["as_saved", "build", "open_models"]

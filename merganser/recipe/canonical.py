@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from merganser.recipe.form import Recipe, Slice
+from merganser.recipe.form import Recipe, Slice, Source
 from merganser.recipe.settings import Gradient, Setting
 
 
@@ -18,9 +18,14 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.simple:
         only = recipe.parts[0].slices[0]
-        own = {source.model: source.parameters for source in only.sources}
+        own = {source.model: source for source in only.sources}
         found["models"] = [
-            {"name": model.label, "path": model.path, "parameters": plain(own.get(i, {}))}
+            {
+                "name": model.label,
+                "path": model.path,
+                "parameters": plain(own[i].parameters) if i in own else {},
+                **(_statistics(own[i]) if i in own else {}),
+            }
             for i, model in enumerate(recipe.models)
         ]
         found["merged"] = [recipe.models[source.model].label for source in only.inputs(recipe.method)]
@@ -57,10 +62,15 @@ def _slice(recipe: Recipe, one: Slice) -> dict[str, Any]:
                 "model": recipe.models[source.model].label,
                 "layers": None if source.layers is None else list(source.layers),
                 "parameters": plain(source.parameters),
+                **_statistics(source),
             }
             for source in one.sources
         ],
     }
+
+
+def _statistics(source: Source) -> dict[str, str]:
+    return {} if source.statistics is None else {"statistics": source.statistics}
 
 
 def plain(settings: Mapping[str, Setting]) -> dict[str, Any]:

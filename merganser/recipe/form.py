@@ -39,12 +39,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Source:
-    """A model in a slice: an index into the recipe's models, its layers (None: all), its own parameters."""
+    """A model in a slice: an index into the recipe's models, its layers (None: all), its own parameters.
+
+    `statistics` is where those of the model lie, as written.
+    """
 
     model: int
     layers: tuple[int, int] | None
     parameters: Mapping[str, Setting]
     place: str
+    statistics: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def load(path_or_text: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe | M
     a name, or the last, is the result. Opens no checkpoint. Raises `RequestError` that names the place, such as
     `models[1].parameters.densty`, for anything it does not understand.
     """
-    from merganser.recipe.document import parse_all, read_file
+    from merganser.document import parse_all, read_file
     from merganser.recipe.documents import read_documents
 
     if isinstance(path_or_text, Mapping):

@@ -80,6 +80,7 @@ class Reader:
         for part in parts:
             for slice_ in part.slices:
                 self._check_inputs(slice_)
+                self._check_statistics(slice_)
                 self._required(recipe, part, slice_)
         return replace(recipe, canonical=canonical(recipe))
 
@@ -230,7 +231,7 @@ class Reader:
         """`models:`, a slice of all layers."""
         if not isinstance(raw, list) or not raw:
             raise self._error(place, f"expected a list of {{model: PATH, parameters: ...}}, not {shown(raw)}")
-        known = ("model", "parameters") if self.mergekit else ("model", "name", "parameters")
+        known = ("model", "parameters") if self.mergekit else ("model", "name", "parameters", "statistics")
         sources: list[Source] = []
         for i, entry in enumerate(raw):
             here = f"{place}[{i}]"
@@ -242,7 +243,7 @@ class Reader:
                 raise self._error(f"{here}.model", f"{str(reference)!r} is listed twice")
             model = self._open(reference, name, here, again=not twice)
             parameters = self._parameters(entry.get("parameters"), f"{here}.parameters", of_model=True)
-            sources.append(Source(model, None, parameters, here))
+            sources.append(Source(model, None, parameters, here, self._statistics(entry, here)))
         base = self._opened_base()
         listed = next((source for source in sources if source.model == base), None)
         if listed is not None and listed.parameters and self.method.base_apart and not self.mergekit:
@@ -274,14 +275,15 @@ class Reader:
         sources: list[Source] = []
         for i, entry in enumerate(entries):
             here = f"{place}.sources[{i}]"
-            entry = self._entry(entry, here, ("model", "layer_range", "parameters"))
+            known = ("model", "layer_range", "parameters", *(() if self.mergekit else ("statistics",)))
+            entry = self._entry(entry, here, known)
             reference = self._reference(entry["model"], f"{here}.model")
             model = self._open(reference, None, here, again=True)
             parameters = self._parameters(entry.get("parameters"), f"{here}.parameters", of_model=True)
             layers = self._layers(entry.get("layer_range"), f"{here}.layer_range")
             if any(source.model == model and source.layers == layers for source in sources):
                 raise self._error(f"{here}.model", f"{str(reference)!r} is listed twice with the same layers")
-            sources.append(Source(model, layers, parameters, here))
+            sources.append(Source(model, layers, parameters, here, self._statistics(entry, here)))
         base = self._opened_base()
         if raw.get("base_model") is not None:
             reference = self._reference(raw["base_model"], f"{place}.base_model")
@@ -306,6 +308,9 @@ class Reader:
         if not isinstance(entry, dict):
             raise self._error(place, f"expected {{model: PATH, parameters: ...}}, not {shown(entry)}")
         for key in entry:
+            if key == "statistics" and self.mergekit:
+                text = "belongs to merganser's own form; write method: instead of merge_method: to use it"
+                raise self._error(f"{place}.{key}", text)
             if key not in known:
                 raise self._error(
                     f"{place}.{key}", f"unknown key{did_you_mean(key, known)} (known: {', '.join(known)})"
@@ -313,6 +318,15 @@ class Reader:
         if entry.get("model") is None:
             raise self._error(place, "names no model (model: PATH)")
         return entry
+
+    def _statistics(self, entry: dict[str, Any], place: str) -> str | None:
+        raw = entry.get("statistics")
+        if raw is not None and (not isinstance(raw, str) or not raw.strip() or "\0" in raw):
+            raise self._error(
+                f"{place}.statistics",
+                f"expected the path of a directory that merganser observe wrote, not {shown(raw)}",
+            )
+        return raw
 
     def _layers(self, raw: Any, place: str) -> tuple[int, int] | None:
         if raw is None:
@@ -419,6 +433,31 @@ class Reader:
             self.method.check_inputs(slice_.base is not None, len(slice_.inputs(self.method)))
         except RequestError as error:
             raise self._error(place, str(error)) from None
+
+    def _check_statistics(self, slice_: Slice) -> None:
+        """Every model that is merged has statistics where the method takes them, and none has where it does not."""
+        kind, merged = self.method.statistics, slice_.inputs(self.method)
+        for source in slice_.sources:
+            if source.statistics is None:
+                if kind is not None and source in merged:
+                    raise self._error(
+                        source.place,
+                        f"{self.method.name} needs statistics of the kind {kind!r} (statistics: PATH)",
+                    )
+                continue
+            place = f"{source.place}.statistics"
+            if kind is None:
+                raise self._error(place, f"{self.method.name} takes no statistics; remove the key")
+            if source not in merged:
+                raise self._error(
+                    place, f"{self.method.name} takes no statistics of its base; remove the key"
+                )
+            reference = self.opened[source.model][0]
+            if reference.lora is not None or reference.path in self.documents:
+                raise self._error(
+                    place,
+                    f"{str(reference)!r} exists only in this recipe, so nothing was observed on it; save it first",
+                )
 
     def _required(self, recipe: Recipe, part: Part, slice_: Slice) -> None:
         dialect = self.method.mergekit if self.mergekit else None

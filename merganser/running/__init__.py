@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from merganser.running.model import Model, open_model
     from merganser.running.needs import require
     from merganser.running.rows import Rows, read_rows
+    from merganser.running.skeleton import open_skeleton
     from merganser.running.tokens import batches, encode, pad
 
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "finite": "checks",
     "live_tensors": "live",
     "open_model": "model",
+    "open_skeleton": "skeleton",
     "pad": "tokens",
     "pooled": "heads",
     "read_rows": "rows",
@@ -40,6 +42,7 @@ __all__ = [
     "finite",
     "live_tensors",
     "open_model",
+    "open_skeleton",
     "pad",
     "pooled",
     "read_rows",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,17 +24,20 @@ from merganser.running.needs import require
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["encoder", "classifier", "image_classifier", "causal", "masked"]
+Kind = Literal["encoder", "classifier", "image_classifier", "series_classifier", "causal", "masked"]
 _CLASSES: dict[Kind, str] = {
     "encoder": "AutoModel",
     "classifier": "AutoModelForSequenceClassification",
     "image_classifier": "AutoModelForImageClassification",
+    "series_classifier": "MODEL_FOR_TIME_SERIES_CLASSIFICATION_MAPPING",
     "causal": "AutoModelForCausalLM",
     "masked": "AutoModelForMaskedLM",
 }
 _ENDINGS: dict[str, Kind] = {
     "ForSequenceClassification": "classifier",
     "ForImageClassification": "image_classifier",
+    "PatchTSTForClassification": "series_classifier",
+    "ForTimeSeriesClassification": "series_classifier",
     "ForCausalLM": "causal",
     "LMHeadModel": "causal",
     "ForMaskedLM": "masked",
@@ -113,6 +117,19 @@ class Model:
                     f"{self.label}: has no image processor that opens: {_short(error)}"
                 ) from None
 
+    def file(self, name: str) -> bytes | None:
+        """A small file beside the weights (generation_config.json, say); None where there is none."""
+        return self._files.get(name)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end what a language model writes: the tokenizer's, the config's, generation_config.json's."""
+        found = [self.tokenizer.eos_token_id, getattr(self.config, "eos_token_id", None)]
+        with suppress(ValueError, AttributeError):
+            found.append(json.loads(self.file("generation_config.json") or b"{}").get("eos_token_id"))
+        flat = [token for one in found for token in (one if isinstance(one, list | tuple) else [one])]
+        return frozenset(token for token in flat if isinstance(token, int))
+
     @property
     def pad_id(self) -> int:
         """What rows of a batch are filled up with; it is masked."""
@@ -127,9 +144,16 @@ class Model:
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
             found = getattr(self.config, key, None)
             if isinstance(found, int) and found > 0:
-                roberta = "roberta" in str(getattr(self.config, "model_type", ""))
-                return found - 2 if roberta else found  # its positions begin behind the padding's
+                return found - self._first_position
         return None
+
+    @cached_property
+    def _first_position(self) -> int:
+        """RoBERTa, MPNet and others count positions from behind the padding's own id."""
+        for name, part in self.module.named_modules():
+            if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+                return int(part.padding_idx) + 1
+        return 0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -218,7 +242,8 @@ def load_module(
     import torch
     import transformers
 
-    family = getattr(transformers, _CLASSES[kind])._model_mapping.get(type(config), None)
+    auto = getattr(transformers, _CLASSES[kind])
+    family = (auto if hasattr(auto, "get") else auto._model_mapping).get(type(config), None)
     if family is None:
         raise RequestError(f"{name}: transformers has no {kind} for models of type {config.model_type!r}")
     loader = family[0] if isinstance(family, tuple) else family
@@ -282,14 +307,14 @@ def _names(module: Any, tensors: Mapping[str, tuple[int, ...]]) -> tuple[dict[st
     by_memory: dict[int, str] = {}
     for place, value in places.items():
         old = place.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        for spelling in dict.fromkeys((place, old, *spellings.get(value.data_ptr(), ()))):
+        for spelling in dict.fromkeys((place, old, *spellings.get(_address(value), ()))):
             for candidate in (spelling, spelling.removeprefix(f"{prefix}."), f"{prefix}.{spelling}"):
                 if place not in names and tensors.get(candidate) == tuple(value.shape):
                     names[place] = candidate
-                    by_memory.setdefault(value.data_ptr(), candidate)
+                    by_memory.setdefault(_address(value), candidate)
     for place, value in places.items():
-        if place not in names and value.numel() and value.data_ptr() in by_memory:
-            names[place] = by_memory[value.data_ptr()]
+        if place not in names and value.numel() and _address(value) in by_memory:
+            names[place] = by_memory[_address(value)]
     return names, [place for place in places if place not in names and not place.startswith(_OPTIONAL)]
 
 
@@ -298,9 +323,14 @@ def _renamed(module: Any) -> dict[int, list[str]]:
     from transformers.core_model_loading import revert_weight_conversion
 
     found: dict[int, list[str]] = {}
-    for name, value in revert_weight_conversion(module, dict(module.state_dict())).items():
-        found.setdefault(value.data_ptr(), []).append(name)
+    for name, value in revert_weight_conversion(module, dict(module.state_dict(keep_vars=True))).items():
+        found.setdefault(_address(value), []).append(name)
     return found
+
+
+def _address(value: torch.Tensor) -> int:
+    """What tells that two tensors are one: where it lies; on the meta device, where nothing lies, the object itself."""
+    return id(value) if value.is_meta else value.data_ptr()
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import ROOT, write_adapter, write_model
+from hand_statistics import write_statistics
+from makers import ROOT, read_model, write_adapter, write_model
 
 import merganser as mg
 from merganser.architectures import parse_family
+from merganser.evaluate import Suite
 from merganser.recipe import build, load
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,6 +32,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("base", "math", "code", "a", "b", "adapter"):
         write_small(tmp_path / name)
+    for name in ("math", "code"):
+        for kind in ("fisher", "gram", "mask"):
+            write_observed(tmp_path / "stats" / name, kind, tmp_path / name)
     return tmp_path
 
 
@@ -49,6 +54,19 @@ def write_small(path: Path) -> None:
     embedding = random.standard_normal((9, 8)).astype(np.float32)
     tensors |= {"model.norm.weight": embedding[0], "model.embed_tokens.weight": embedding}
     write_model(path, tensors | {"lm_head.weight": embedding + 1}, LLAMA)
+
+
+def write_observed(home: Path, kind: str, model: Path) -> None:
+    """Statistics of a model, in a directory for the kind."""
+    found = read_model(model)
+    if kind == "gram":
+        found = {name: array.T @ array for name, array in found.items() if "proj" in name}
+    elif kind == "mask":
+        found = {name: (array > 1).astype(np.float32) for name, array in found.items()}
+    else:
+        found = {name: array**2 for name, array in found.items()}
+    shutil.rmtree(home / kind, ignore_errors=True)
+    write_statistics(home / kind, kind, found, model)
 
 
 LLAMA = {
@@ -71,6 +89,10 @@ def test_recipes_load_and_build(text: str, models: Path) -> None:
     if text.startswith("family:"):
         assert parse_family(text, "snippet").tensors
         return
+    if re.search(r"^tasks:", text, re.MULTILINE):
+        (models / "suite.yaml").write_text(text)
+        assert Suite.open(models / "suite.yaml").tasks
+        return
     recipe = load_recipe(text, models)
     documents = getattr(recipe, "documents", {})
     for model in recipe.models:
@@ -84,6 +106,12 @@ def test_recipes_load_and_build(text: str, models: Path) -> None:
             path = model.reference.path
             if not Path(path).exists() and path not in documents:
                 write_small(models / path)
+        for source in (
+            source for part in getattr(one, "parts", ()) for each in part.slices for source in each.sources
+        ):
+            if source.statistics is not None:
+                model = models / one.models[source.model].reference.path
+                write_observed(models / source.statistics, one.method.statistics, model)
     weights, fields = build(recipe)
     mg.explain(weights, **fields)
 

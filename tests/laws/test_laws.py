@@ -261,6 +261,13 @@ def test_a_wrong_degree_can_be_meant(tmp_path):
     assert same_bytes(read_model(tmp_path / "out")["w"], wanted)
 
 
+@pytest.mark.parametrize("tile", [-1, 64, 100_000])
+def test_a_tile_is_made_of_whole_blocks_of_a_sum(tmp_path, tile):
+    model = mg.open(write_model(tmp_path / "a", {"w": normal(2, 2)}))
+    with pytest.raises(RequestError, match="tile must be a multiple of 65,536"):
+        model.save(tmp_path / "out", tile=tile)
+
+
 def test_an_unknown_option_is_an_error_with_the_nearest_name(tmp_path):
     model = mg.open(write_model(tmp_path / "a", {"w": normal(5)}))
     with pytest.raises(RequestError, match=r"'overwrit'.*did you mean 'overwrite'"):

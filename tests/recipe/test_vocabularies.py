@@ -512,7 +512,7 @@ def test_the_same_bytes_for_any_threads_and_tiles(tmp_path: Path) -> None:
         + "tokenizer: {source: union, pad_to_multiple_of: 8}\ndtype: float32\n"
     )
     found = []
-    for number, options in enumerate(({"threads": 1}, {"threads": 2}, {"threads": 2, "tile": 8})):
+    for number, options in enumerate(({"threads": 1}, {"threads": 2}, {"threads": 2, "tile": 2**16})):
         weights, fields = build(load(recipe))
         weights.save(tmp_path / f"out{number}", **fields, **options)
         found.append(files_of(tmp_path / f"out{number}"))

@@ -17,46 +17,46 @@ _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "flo
 _MAP, _LIST = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
-def read_file(path: Path) -> str:
-    """The text of a recipe.
+def read_file(path: Path, what: str = "recipe") -> str:
+    """The text of a small file; `what` it should be is said in errors.
 
-    Raises `RequestError` where it is missing, not text or longer than a recipe can be.
+    Raises `RequestError` where it is missing, not text or longer than MAX_BYTES.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RequestError(f"there is no recipe at {str(path)!r}{_neighbour(path)}") from None
+        raise RequestError(f"there is no {what} at {str(path)!r}{neighbour(path)}") from None
     except (OSError, ValueError) as error:
-        raise RequestError(f"the recipe {str(path)!r} cannot be read: {error}") from error
+        raise RequestError(f"the {what} {str(path)!r} cannot be read: {error}") from error
     if len(data) > MAX_BYTES:
-        raise RequestError(f"{path}: longer than the {MAX_BYTES:,} bytes a recipe may have")
+        raise RequestError(f"{path}: longer than the {MAX_BYTES:,} bytes a {what} may have")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
-def parse(text: str, source: str) -> Any:
+def parse(text: str, source: str, what: str = "recipe") -> Any:
     """The value of one YAML document, as `parse_all`; several are an error."""
-    found = parse_all(text, source)
+    found = parse_all(text, source, what)
     if len(found) > 1:
         raise RequestError(f"{source}: expected a single document, not {len(found)} (separated by ---)")
     return found[0]
 
 
-def parse_all(text: str, source: str) -> list[Any]:
+def parse_all(text: str, source: str, what: str = "recipe") -> list[Any]:
     """The values of YAML documents: mappings with text keys, lists and scalars. No document at all is one None.
 
     Raises `RequestError`, with the line, for malformed YAML, a key given twice, tags, merge keys, recursion,
     and documents beyond MAX_BYTES, MAX_NODES (aliases counted as often as they are used) or MAX_DEPTH.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise RequestError(f"{source}: longer than the {MAX_BYTES:,} bytes a recipe may have")
+        raise RequestError(f"{source}: longer than the {MAX_BYTES:,} bytes a {what} may have")
     loader = None
     try:
         loader = _loader(text)
-        reader, found = _Reader(source, loader), []
+        reader, found = _Reader(source, loader, what), []
         while loader.check_node():
             node = loader.get_node()
             if node is not None:
@@ -65,7 +65,7 @@ def parse_all(text: str, source: str) -> list[Any]:
     except yaml.YAMLError as error:
         raise RequestError(f"{source}: not acceptable YAML: {_told(error)}") from None
     except RecursionError:
-        raise RequestError(f"{source}: nested deeper than the {MAX_DEPTH} levels a recipe may have") from None
+        raise RequestError(f"{source}: nested deeper than the {MAX_DEPTH} levels a {what} may have") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -91,9 +91,10 @@ def _loader(text: str) -> Any:
 
 
 class _Reader:
-    def __init__(self, source: str, loader: Any) -> None:
+    def __init__(self, source: str, loader: Any, what: str) -> None:
         self.source = source
         self.loader = loader
+        self.what = what
         self.nodes = 0
 
     def value(self, node: yaml.Node, depth: int) -> Any:
@@ -103,14 +104,14 @@ class _Reader:
                 node, f"more than {MAX_NODES:,} values (aliases count as often as they are used)"
             )
         if depth > MAX_DEPTH:
-            raise self.error(node, f"nested deeper than the {MAX_DEPTH} levels a recipe may have")
+            raise self.error(node, f"nested deeper than the {MAX_DEPTH} levels a {self.what} may have")
         if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
             return self.mapping(node, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == _LIST:
             return [self.value(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             return self.scalar(node)
-        raise self.error(node, f"the tag {node.tag!r} has no meaning in a recipe")
+        raise self.error(node, f"the tag {node.tag!r} has no meaning in a {self.what}")
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -143,7 +144,8 @@ def _told(error: yaml.YAMLError) -> str:
     return str(error).partition("\n")[0]
 
 
-def _neighbour(path: Path) -> str:
+def neighbour(path: Path) -> str:
+    """`"; did you mean ...?"` for the file of the same folder whose name is nearest, else an empty string."""
     try:
         names = [other.name for other in path.parent.iterdir()]
     except OSError:

@@ -1,0 +1,45 @@
+"""Pages that commands write."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from merganser.errors import OutputError, RequestError
+
+
+def check(html: Path | None, overwrite: bool) -> None:
+    """Before the work: can the page be written where it is wanted?"""
+    if html is None:
+        return
+    if html.is_dir() or not html.parent.is_dir():
+        raise RequestError(
+            f"--html {html}: {'is a directory' if html.is_dir() else 'its folder does not exist'}"
+        )
+    if html.exists() and not overwrite:
+        raise RequestError(f"{html}: already exists. Choose another name, or pass --overwrite to replace it")
+
+
+def write(html: Path, content: str) -> None:
+    """Beside its place first, so that the page appears whole."""
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=html.parent, prefix=f".{html.name}.", delete=False
+        ) as file:
+            partial = file.name
+            file.write(content)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, html)
+    except OSError as error:
+        raise OutputError(f"{html}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None and os.path.exists(partial):
+            os.unlink(partial)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,262 @@
+"""What a classifier is given: texts, images, or rows of numbers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.checkpoint.digest import digest_file
+from merganser.errors import RequestError
+from merganser.evaluate.task import Task, too_long
+from merganser.running import Head, batches, encode, pad, pooled, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from merganser.running import Model
+
+Logits = Callable[[Sequence[int]], "torch.Tensor"]
+_NO_LIMIT = 1 << 30
+
+
+class Inputs(ABC):
+    """The inputs of a task's samples. `marks` are what digests are made of, one a sample."""
+
+    marks: Sequence[Any]
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @abstractmethod
+    def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
+        """Batches of rows, and what gives their logits."""
+
+    def in_turn(self) -> Iterator[list[int]]:
+        """Batches in the order of the data."""
+        rows = list(range(len(self.marks)))
+        return (rows[at : at + self.task.batch] for at in range(0, len(rows), self.task.batch))
+
+
+class Texts(Inputs):
+    """Texts, encoded with the model's special tokens."""
+
+    def __init__(self, task: Task, column: str, max_length: int | None) -> None:
+        super().__init__(task)
+        self.marks = task.texts(column)
+        self.max_length = max_length
+
+    def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
+        """See `Inputs.prepare`."""
+        ids = token_ids(self.task, model, self.marks, self.max_length)
+
+        def logits(rows: Sequence[int]) -> torch.Tensor:
+            chosen = [ids[row] for row in rows]
+            if head is None:
+                return model.logits(*pad(chosen, model.pad_id))
+            return head(pooled(model, chosen, pooling=head.pooling, normalize=head.normalize))
+
+        return iter(batches([len(one) for one in ids], self.task.batch)), logits
+
+
+class Images(Inputs):
+    """Images: files beside the data, or lists of pixels."""
+
+    def __init__(self, task: Task, column: str) -> None:
+        super().__init__(task)
+        self.column = column
+        self.values = task.rows.column(column)
+        self.files: list[Path | None] = []
+        marks: list[Any] = []
+        for number, value in enumerate(self.values, 1):
+            path = _image_file(task, column, number, value) if isinstance(value, str) else None
+            self.files.append(path)
+            marks.append(_pixels(task, column, number, value).tolist() if path is None else digest_file(path))
+        self.marks = marks
+
+    def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
+        """See `Inputs.prepare`. Without an image processor only lists of pixels of the model's own size are taken."""
+        processed = model.file("preprocessor_config.json") is not None
+        if any(self.files):
+            require("PIL")
+            if not processed:
+                raise RequestError(
+                    f"task {self.task.name!r}: {model.label} has no preprocessor_config.json, so nothing says how an "
+                    "image file becomes its input; give lists of pixels"
+                )
+        if processed:
+            require("PIL")
+            _ = model.processor
+            for row in range(len(self.values)):
+                self._opened(row)
+        else:
+            self._check_shapes(model)
+
+        def logits(rows: Sequence[int]) -> torch.Tensor:
+            import torch
+
+            if processed:
+                images = [self._opened(row) for row in rows]
+                given = model.processor(images=images, return_tensors="pt")["pixel_values"]
+            else:
+                given = torch.from_numpy(
+                    np.stack([_pixels(self.task, self.column, row + 1, self.values[row]) for row in rows])
+                )
+            found: torch.Tensor = model.module(pixel_values=given.float()).logits
+            return found
+
+        return self.in_turn(), logits
+
+    def _opened(self, row: int) -> Any:
+        from PIL import Image
+
+        path = self.files[row]
+        if path is not None:
+            try:
+                with Image.open(path) as image:
+                    return image.convert("RGB")
+            except Exception as error:  # Pillow's plugins raise many kinds
+                raise RequestError(f"{path}: is no image that can be read (row {row + 1}): {error}") from None
+        pixels = _pixels(self.task, self.column, row + 1, self.values[row])
+        if pixels.min() < 0 or pixels.max() > 255:
+            raise self.task.wrong(row + 1, self.column, "has pixels outside 0 to 255", self.values[row])
+        pixels = np.moveaxis(pixels, 0, 2).astype(np.uint8)
+        return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+
+    def _check_shapes(self, model: Model) -> None:
+        channels = getattr(model.config, "num_channels", None)
+        size = getattr(model.config, "image_size", None)
+        sides = (
+            (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else None
+        )
+        for number, value in enumerate(self.values, 1):
+            shape = _pixels(self.task, self.column, number, value).shape
+            if (channels is not None and shape[0] != channels) or (sides is not None and shape[1:] != sides):
+                wanted = [channels or "any", *(sides or ("any", "any"))]
+                raise RequestError(
+                    f"{self.task.path}: row {number}: the image has shape {list(shape)} (channels, height, width), and "
+                    f"{model.label} takes {wanted} and has no image processor to resize it"
+                )
+
+
+class Numbers(Inputs):
+    """Rows of numbers for models of series: a column of lists, or a column for each number."""
+
+    def __init__(self, task: Task, columns: str | tuple[str, ...]) -> None:
+        super().__init__(task)
+        if isinstance(columns, str):
+            self.marks = [
+                _numbers(task, columns, number, value)
+                for number, value in enumerate(task.rows.column(columns), 1)
+            ]
+        else:
+            parts = [
+                [
+                    number_of(task, column, number, value)
+                    for number, value in enumerate(task.rows.column(column), 1)
+                ]
+                for column in columns
+            ]
+            self.marks = [list(row) for row in zip(*parts, strict=True)]
+
+    def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
+        """See `Inputs.prepare`: the model is given `past_values` [rows, steps, channels]."""
+        steps = getattr(model.config, "context_length", None)
+        channels = getattr(model.config, "num_input_channels", 1)
+        values = [np.asarray(mark, np.float32) for mark in self.marks]
+        values = [one[:, None] if one.ndim == 1 else one for one in values]
+        for number, one in enumerate(values, 1):
+            if one.shape != (steps, channels):
+                raise RequestError(
+                    f"{self.task.path}: row {number}: features have shape {list(one.shape)} (steps, channels), and "
+                    f"{model.label} takes {[steps, channels]}"
+                )
+
+        def logits(rows: Sequence[int]) -> torch.Tensor:
+            import torch
+
+            found = model.module(past_values=torch.from_numpy(np.stack([values[row] for row in rows])))
+            named = next(key for key in ("prediction_logits", "prediction_outputs") if hasattr(found, key))
+            result: torch.Tensor = getattr(found, named)
+            return result
+
+        return self.in_turn(), logits
+
+
+def token_ids(
+    task: Task, model: Model, texts: Sequence[str], max_length: int | None, rows: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Token ids with special tokens, cut after `max_length`; without it a text that is too long is an error.
+
+    `rows` are the rows of the data that the texts stand in (from 0), where they are not one after the other.
+    """
+    limit = model.positions
+    if max_length is not None and limit is not None and max_length > limit:
+        raise RequestError(
+            f"task {task.name!r}: max_length is {max_length}, and {model.label} takes {limit} tokens"
+        )
+    try:
+        ids = encode(model, texts, max_length or _NO_LIMIT)
+    except RequestError as error:
+        raise RequestError(f"{task.path}: {error}") from None
+    for place, one in enumerate(ids):
+        if limit is not None and len(one) > limit:
+            raise too_long(task, (rows[place] if rows else place) + 1, len(one), limit, model.label)
+    return ids
+
+
+def _image_file(task: Task, column: str, number: int, value: str) -> Path:
+    """A file below the data's folder: rows are data, so they may not lead anywhere else."""
+    home = task.path.parent.resolve()
+    try:
+        path = (home / value).resolve()
+        fine = path.is_relative_to(home) and not Path(value).is_absolute()
+    except (OSError, ValueError):
+        fine = False
+    if not fine:
+        raise task.wrong(number, column, "leads out of the data's folder", value)
+    if not path.is_file():
+        raise task.wrong(number, column, f"is no file in {str(home)!r}", value)
+    return path
+
+
+def _pixels(task: Task, column: str, number: int, value: Any) -> np.ndarray[Any, Any]:
+    """Pixels f32 [channels, height, width] of [height][width] or [channels][height][width]; channels last is turned."""
+    try:
+        found = np.asarray(value, dtype=np.float32)
+    except (ValueError, TypeError):
+        found = np.empty(0, np.float32)
+    if found.ndim == 2:
+        found = found[None]
+    elif found.ndim == 3 and found.shape[0] not in (1, 3, 4) and found.shape[2] in (1, 3, 4):
+        found = np.moveaxis(found, 2, 0)
+    if found.ndim != 3 or not found.size or not np.isfinite(found).all():
+        raise task.wrong(
+            number, column, "is no path and no list of pixels [height][width] or with channels", value
+        )
+    return found
+
+
+def number_of(task: Task, column: str, number: int, value: Any) -> float:
+    """A finite number of the data."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise task.wrong(number, column, "is no finite number", value)
+    return found
+
+
+def _numbers(task: Task, column: str, number: int, value: Any) -> list[Any]:
+    try:
+        found = np.asarray(value, dtype=np.float64)
+    except (ValueError, TypeError):
+        found = np.empty(0)
+    if found.ndim not in (1, 2) or not found.size or not np.isfinite(found).all() or isinstance(value, str):
+        raise task.wrong(number, column, "is no list of finite numbers (steps, or steps of channels)", value)
+    return found.tolist()  # type: ignore[no-any-return]

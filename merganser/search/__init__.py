@@ -1,0 +1,74 @@
+"""Merging by data: models run in a loop to choose coefficients; the product is a recipe that rebuilds the result.
+
+Names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merganser.search.fitness import CallableFitness, Fitness, SuiteFitness
+    from merganser.search.learning import METHODS, Learned, learn
+    from merganser.search.localization import Localization, LocalizeOptions, localize
+    from merganser.search.mixtures import RankedMixtures, rank_mixtures, read_sets
+    from merganser.search.optimisers import OPTIMISERS, optimise
+    from merganser.search.run import Found, Searched, search
+    from merganser.search.soups import Soup, soup
+    from merganser.search.space import Space
+    from merganser.search.writer import check_out
+
+_HOMES = {
+    "CallableFitness": "fitness",
+    "Fitness": "fitness",
+    "Found": "run",
+    "Learned": "learning",
+    "Localization": "localization",
+    "LocalizeOptions": "localization",
+    "METHODS": "learning",
+    "OPTIMISERS": "optimisers",
+    "RankedMixtures": "mixtures",
+    "Searched": "run",
+    "Soup": "soups",
+    "Space": "space",
+    "SuiteFitness": "fitness",
+    "check_out": "writer",
+    "learn": "learning",
+    "localize": "localization",
+    "optimise": "optimisers",
+    "rank_mixtures": "mixtures",
+    "read_sets": "mixtures",
+    "search": "run",
+    "soup": "soups",
+}
+__all__ = [
+    "METHODS",
+    "OPTIMISERS",
+    "CallableFitness",
+    "Fitness",
+    "Found",
+    "Learned",
+    "Localization",
+    "LocalizeOptions",
+    "RankedMixtures",
+    "Searched",
+    "Soup",
+    "Space",
+    "SuiteFitness",
+    "check_out",
+    "learn",
+    "localize",
+    "optimise",
+    "rank_mixtures",
+    "read_sets",
+    "search",
+    "soup",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,81 @@
+"""Merged parameters as a differentiable function of a few coefficients. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from merganser.errors import RequestError
+from merganser.search.groups import Group
+
+if TYPE_CHECKING:
+    from merganser.running import Model
+
+Tensors = dict[str, torch.Tensor]
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+class Vectors:
+    """theta0 and the vectors tau_k, in f32 in memory; a vector holds only the tensors that it changes.
+
+    `groups` says which coefficient of a vector is for which tensor: those of one group share one.
+    """
+
+    def __init__(self, base: Arrays, vectors: Sequence[Arrays], groups: Mapping[str, Group | None]) -> None:
+        self.names = [name for name in base if name in groups]
+        self.base: Tensors = {name: torch.from_numpy(base[name]) for name in self.names}
+        self.vectors: list[Tensors] = [
+            {name: torch.from_numpy(one[name]) for name in self.names if one[name].any()} for one in vectors
+        ]
+        self.groups = list(dict.fromkeys(groups[name] for name in self.names))
+        places = {group: k for k, group in enumerate(self.groups)}
+        self.place = {name: places[groups[name]] for name in self.names}
+
+    def merged(self, coefficients: torch.Tensor) -> Tensors:
+        """theta0 + sum_k c[k, g] tau_k for coefficients [vectors, groups]."""
+        found = {}
+        for name in self.names:
+            column = coefficients[:, self.place[name]]
+            total: torch.Tensor | None = None
+            for k, vector in enumerate(self.vectors):
+                if name in vector:
+                    part = column[k] * vector[name]
+                    total = part if total is None else total + part
+            found[name] = self.base[name] if total is None else self.base[name] + total
+        return found
+
+
+class _Call(torch.nn.Module):
+    """A module whose forward is any function that uses `module`, so that functional_call can lend it parameters."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return function()
+
+
+class Running:
+    """A model that is run with parameters that are not its own, so that gradients reach what they were made from."""
+
+    def __init__(self, model: Model) -> None:
+        if model.unnamed:
+            raise RequestError(
+                f"{model.label}: transformers stores {', '.join(model.unnamed[:5])} otherwise than the "
+                f"checkpoint, so no "
+                "gradients reach its coefficients"
+            )
+        self.model = model
+        self._call = _Call(model.module)
+
+    def __call__(self, tensors: Tensors, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `function` gives while the module has `tensors` (by the checkpoint's names)."""
+        lent = {
+            f"module.{place}": tensors[name] for place, name in self.model.names.items() if name in tensors
+        }
+        result: torch.Tensor = torch.func.functional_call(self._call, lent, (function,))
+        return result

@@ -1,0 +1,34 @@
+"""Merges that run without being written: one module in memory, filled with one candidate after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from merganser.algebra import Weights
+from merganser.engine import small_files
+from merganser.running import live_tensors, open_model
+
+if TYPE_CHECKING:
+    from merganser.running import Model
+
+
+class Live:
+    """Holds the module of the last candidate; one of the same shapes and config is put into it."""
+
+    def __init__(self, *, threads: int = 0, memory: int | None = None) -> None:
+        self.threads = threads
+        self.memory = memory
+        self.model: Model | None = None
+        self._config: bytes | None = None
+
+    def model_of(self, weights: Weights) -> Model:
+        """The candidate as a running model."""
+        config = small_files(weights).get("config.json")
+        shapes = {name: tuple(weights[name].shape) for name in weights}
+        held = self.model
+        if held is not None and not held.unnamed and held.shapes == shapes and self._config == config:
+            held.fill(live_tensors(weights, threads=self.threads, memory=self.memory))
+            return held
+        self.model = None  # two at once may be more than memory holds
+        self.model, self._config = open_model(weights), config
+        return self.model

@@ -1,0 +1,119 @@
+"""Recipes written as files: plain YAML, numbers in full, where they come from in comments on top."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from merganser.errors import OutputError, RequestError
+
+_PATHS = ("model", "base_model", "path", "lora", "statistics", "tokenizer_source", "corpus")
+"""Keys of a recipe whose text may be a path."""
+
+
+def check_out(out: Path, overwrite: bool, suffix: Sequence[str] = (".yaml", ".yml")) -> None:
+    """Raise `RequestError` where `out` cannot be written, before anything runs."""
+    if out.suffix.lower() not in suffix:
+        raise RequestError(f"{out}: the result is a file called *{' or *'.join(suffix)}")
+    if out.is_dir() or not out.parent.is_dir():
+        raise RequestError(f"{out}: {'is a directory' if out.is_dir() else 'its folder does not exist'}")
+    if out.exists() and not overwrite:
+        raise RequestError(f"{out}: already exists. Choose another name, or pass --overwrite to replace it")
+
+
+def journal_of(out: Path) -> Path:
+    """Where the evaluations of a search lie: `best.yaml` has `best.journal.jsonl` beside it."""
+    return out.with_suffix(".journal.jsonl")
+
+
+def recipe_text(documents: Sequence[Any], provenance: Mapping[str, Any]) -> str:
+    """The YAML of a recipe, under comments that say where it comes from."""
+    head = yaml.safe_dump(_plain(provenance), sort_keys=False, allow_unicode=True, width=100)
+    comments = "".join(f"# {line}\n" for line in head.splitlines())
+    bodies = [
+        yaml.safe_dump(_plain(one), sort_keys=False, allow_unicode=True, width=110) for one in documents
+    ]
+    return comments + "---\n".join(bodies)
+
+
+def write_recipe(
+    out: Path,
+    documents: Sequence[Any],
+    provenance: Mapping[str, Any],
+    *,
+    source: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write a recipe beside its place and give it its name at the end.
+
+    Paths of models that were found from the folder `source` of the recipe they come from are written anew from that of
+    `out`. The file is read back and must say what was to be written. Raises `OutputError` where it cannot be written.
+    """
+    check_out(out, overwrite)
+    moved = [_moved(one, source, out.parent) for one in documents]
+    text = recipe_text(moved, provenance)
+    _read_back(text, moved, out)
+    _replace(out, text)
+
+
+def path_from(folder: Path, path: str) -> str:
+    """A model's path as a recipe in `folder` finds it; hub ids stay."""
+    here = Path(path).expanduser()
+    if not here.exists():
+        return path
+    return Path(os.path.relpath(here.resolve(), folder.resolve())).as_posix()
+
+
+def _moved(node: Any, source: Path | None, folder: Path) -> Any:
+    if source is None or source.resolve() == folder.resolve():
+        return node
+
+    def place(value: str) -> str:
+        found = source / value
+        if Path(value).is_absolute() or Path(value).exists() or not found.exists():
+            return value
+        return path_from(folder, str(found))
+
+    def walk(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {k: walk(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [walk(v, key) for v in value]
+        return place(value) if isinstance(value, str) and key in _PATHS else value
+
+    return walk(node, "")
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers and containers; NumPy's floats are f64 here, so none is rounded."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _read_back(text: str, documents: Sequence[Any], out: Path) -> None:
+    from merganser.document import parse_all
+
+    if parse_all(text, str(out)) != [_plain(one) for one in documents]:
+        raise OutputError(f"{out}: the recipe would not be read as it was meant; please report this")
+
+
+def _replace(out: Path, text: str) -> None:
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error

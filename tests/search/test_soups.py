@@ -1,0 +1,71 @@
+"""Soups against averages done by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from makers import write_model
+from toy_models import NAMES, near, toys
+
+import merganser as mg
+from merganser.errors import RequestError
+from merganser.recipe import build, load
+from merganser.search import soup
+from merganser.search.soups import soup_into
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return toys(tmp_path)
+
+
+def test_greedy_keeps_what_does_not_hurt(place: Path) -> None:
+    # Fitness: minus the squared distance from (0.5, 0.5). Alone: base -0.5, a -0.5, b -0.5, c -14.5; equal ones keep
+    # their order. base; with a (0.5, 0): -0.25, kept; with b (1/3, 1/3): -1/18, kept; with c (0, 1.25): worse, left out.
+    models = [mg.open(name, name=name) for name in ("c", "base", "a", "b")]
+    found = soup(models, near(0.5, 0.5))
+    assert found.ingredients == (1, 2, 3)
+    assert [(k, added) for k, _, added in found.tried] == [(1, True), (2, True), (3, True), (0, False)]
+    assert [score.fitness for score in found.singles] == [-14.5, -0.5, -0.5, -0.5]
+    assert [score.fitness for _, score, _ in found.tried] == pytest.approx([-0.5, -0.25, -1 / 18, -0.8125])
+    assert found.uniform.fitness == pytest.approx(-0.8125)
+    assert found.score.fitness == pytest.approx(-1 / 18)
+
+
+def test_an_average_that_is_as_good_is_kept(place: Path) -> None:
+    models = [
+        mg.open("a", name="a"),
+        mg.open("base", name="base"),
+    ]  # (0.5, 0) is as far from (0.75, 0) as (1, 0)
+    assert soup(models, near(0.75, 0.0)).ingredients == (0, 1)
+
+
+def test_the_recipe_makes_the_soup(place: Path) -> None:
+    (place / "out").mkdir()
+    found = soup_into(["c", "base", "a", "b"], near(0.5, 0.5), place / "out" / "soup.yaml")
+    document = yaml.safe_load((place / "out" / "soup.yaml").read_text())
+    assert [one["model"] for one in document["models"]] == ["../base", "../a", "../b"]
+    weights, _ = build(load(place / "out" / "soup.yaml"))
+    x, y = (float(weights.compute(name)[0]) for name in NAMES[:2])
+    assert -((x - 0.5) ** 2) - (y - 0.5) ** 2 == found.score.fitness
+    assert (place / "out" / "soup.journal.jsonl").exists()
+    uniform = soup_into(["c", "base"], near(0.5, 0.5), place / "out" / "all.yaml", kind="uniform")
+    assert uniform.score == uniform.uniform
+    assert len(yaml.safe_load((place / "out" / "all.yaml").read_text())["models"]) == 2
+
+
+def test_wrong_requests_are_told(place: Path) -> None:
+    models = [mg.open("a", name="a"), mg.open("b", name="b")]
+    with pytest.raises(RequestError, match="unknown soup 'gredy'; did you mean 'greedy'"):
+        soup(models, near(0, 0), kind="gredy")
+    with pytest.raises(RequestError, match="at least two models; there is 1"):
+        soup(models[:1], near(0, 0))
+    with pytest.raises(RequestError, match="given twice"):
+        soup_into(["a", "./a"], near(0, 0), place / "soup.yaml")
+    write_model(place / "wide", {name: np.zeros(2, np.float32) for name in NAMES})
+    with pytest.raises(RequestError, match="shape"):
+        soup([*models, mg.open("wide", name="wide")], near(0, 0))
