@@ -114,20 +114,10 @@ def _run(
 
 def _recipe(path: str, seed: int | None, allow_pickle: bool) -> Weights:
     """A recipe's result, lazy, every tensor rounded as `merganser merge` would write it."""
-    from merganser import cast
-    from merganser.checkpoint import parse_dtype
-    from merganser.checkpoint.dtypes import F32, F64
-    from merganser.engine.plan import output_dtype
-    from merganser.recipe import build, load
+    from merganser.recipe import as_saved, build, load
 
     weights, fields = build(load(path), seed=seed, allow_pickle=allow_pickle)
-    dtype = None if fields.get("dtype") is None else parse_dtype(fields["dtype"])
-
-    def rounded(name: str, expression: object) -> object:
-        to = output_dtype(weights, name, dtype)
-        return expression if to in (F32, F64) else cast(expression, to)  # type: ignore[type-var]
-
-    return weights.map(rounded).relabel(path)  # type: ignore[arg-type]
+    return as_saved(weights, fields.get("dtype")).relabel(path)
 
 
 def _taken_over(logs: Path, out: Path, overwrite: bool) -> Results:

@@ -246,6 +246,7 @@ def explain(weights: Weights, options: SaveOptions) -> dict[str, Any]:
         "shards": [{"file": s.name, "bytes": s.size, "tensors": len(s.offsets)} for s in shards],
         "forms": dict(plan.forms),
         "unused": dict(plan.unused),
+        "notes": [dict(note) for note in plan.notes],
         "parents": [_describe(checkpoint) for checkpoint in plan.checkpoints],
         "estimate_seconds": round(moved / (_PACE * min(share.threads, 4)), 2),
     }
@@ -275,7 +276,7 @@ def _schedule(
     progress: Progress | None = None,
     skip: Any = lambda task: False,
 ) -> Ledger:
-    ledger = Ledger()
+    ledger = Ledger(share.kept)
 
     def open_step(step: Step) -> StepRun:
         return StepRun(

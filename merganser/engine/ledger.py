@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
 
-from merganser.algebra.computed import Whole
+from merganser.algebra.computed import ByRows, Whole
 from merganser.algebra.expression import Reduce
+from merganser.engine.kernels.loops import BLOCK
 from merganser.engine.select import Selection
 
 Array = np.ndarray[Any, Any]
@@ -20,7 +21,8 @@ Array = np.ndarray[Any, Any]
 class Ledger:
     """Values of finished reductions by the identity of their node. Shared between threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Container[int] = ()) -> None:
+        """`keep`: the identities of nodes whose flags are kept while a task runs."""
         self.values: dict[int, float] = {}
         self.selections: dict[int, Selection] = {}
         self._sums: dict[int, list[float]] = {}
@@ -31,6 +33,8 @@ class Ledger:
         self._kept: dict[int, Made] = {}
         self._making: dict[int, threading.Lock] = {}
         self._wanted: dict[int, set[int]] = {}
+        self._keep = keep
+        self._flags: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
 
     def open(self, shared: Sequence[Reduce], bins: int) -> None:
         """Start gathering whole-model reductions."""
@@ -88,6 +92,16 @@ class Ledger:
                 self._kept.pop(id(making), None)
             return found
 
+    def kept(self, load: ByRows) -> Kept | None:
+        """The flags of a tensor, there as long as a source uses them; None where they are not kept."""
+        if id(load) not in self._keep:
+            return None
+        with self._lock:
+            found = self._flags.get(id(load))
+            if found is None:
+                found = self._flags[id(load)] = Kept(load.size)
+            return found
+
     def settle(self, reduction: Reduce, value: float) -> None:
         """A reduction over one tensor is known."""
         with self._lock:
@@ -105,6 +119,38 @@ class Ledger:
                 self.values[identity] = selection.value
                 del self.selections[identity]
         return not self.selections
+
+
+class Kept:
+    """The flags of a tensor, a bit each, from when they were first made. Threads write different blocks."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._bits = np.zeros(-(-size // 8), np.uint8)
+        self._there = np.zeros(-(-size // BLOCK), bool)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all are there."""
+        return bool(self._there.all())
+
+    def read(self, start: int, out: Array) -> bool:
+        """Fill `out` with the flags from `start` on, if they are there."""
+        stop = start + len(out)
+        if not self._there[start // BLOCK : -(-stop // BLOCK)].all():
+            return False
+        first = start // 8
+        found = np.unpackbits(self._bits[first : -(-stop // 8)])
+        out[:] = found[start - 8 * first : stop - 8 * first]
+        return True
+
+    def note(self, start: int, flags: Array) -> None:
+        """Keep flags: blocks that are whole."""
+        stop = start + len(flags)
+        if start % BLOCK or (stop % BLOCK and stop != self.size):
+            return
+        self._bits[start // 8 : -(-stop // 8)] = np.packbits(flags)
+        self._there[start // BLOCK : -(-stop // BLOCK)] = True
 
 
 class Made:

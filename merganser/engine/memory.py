@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from merganser.algebra import Expression, Leaf
+from merganser.algebra.computed import ByRows
+from merganser.algebra.expression import walk
 from merganser.checkpoint.digest import CHUNK
 from merganser.engine.plan import Plan, Step
 from merganser.engine.sources import held_bytes, scratch_bytes
@@ -22,7 +25,10 @@ _OVERHEAD = 24 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The shape of a run: threads, tile in elements, histogram bins, and what they need in bytes."""
+    """The shape of a run: threads, tile in elements, histogram bins, and what they need in bytes.
+
+    `kept` are the identities of nodes whose flags are kept from step to step.
+    """
 
     limit: int
     needed: int
@@ -30,13 +36,15 @@ class Budget:
     threads: int
     tile: int
     bins: int
+    kept: frozenset[int]
 
 
 def budget(plan: Plan, limit: int | None, threads: int, tile: int = 0) -> Budget:
     """The shape that keeps the process within `limit` bytes.
 
-    Where memory is short, fewer histogram bins are taken, then fewer threads unless their number was given. Raises
-    `RequestError` that says how much is needed where even that does not fit.
+    Where memory is short, fewer histogram bins are taken, then fewer threads unless their number was given. Flags that
+    several steps of a task need are kept where there is room left. Raises `RequestError` that says how much is needed
+    where even that does not fit.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     resident = resident_bytes() + _OVERHEAD
@@ -56,8 +64,12 @@ def budget(plan: Plan, limit: int | None, threads: int, tile: int = 0) -> Budget
 
     for count in [threads] if threads else range(cores, 0, -1):
         for bins in per_thread:
-            if needed(count, bins) <= limit:
-                return Budget(limit, needed(count, bins), per_thread[bins], count, elements, bins)
+            least = needed(count, bins)
+            if least <= limit:
+                kept, nbytes = _kept(plan, (limit - least) // (count + 1))
+                return Budget(
+                    limit, least + (count + 1) * nbytes, per_thread[bins], count, elements, bins, kept
+                )
     wanted = threads or 1
     least = needed(wanted, FEWEST_BINS)
     fits = next((count for count in range(wanted - 1, 0, -1) if needed(count, FEWEST_BINS) <= limit), 0)
@@ -92,6 +104,29 @@ def _held_by_a_task(plan: Plan) -> int:
                 partials = (step.size // (1 << 16) + 1) * 8 * max(1, len(step.reductions))
                 most = max(most, sources + partials)
     return most
+
+
+def _kept(plan: Plan, room: int) -> tuple[frozenset[int], int]:
+    """The nodes whose flags more than one step of a task needs, for tasks that keep them in `room` bytes.
+
+    And the most bytes that one of these tasks keeps.
+    """
+    kept: set[int] = set()
+    most = 0
+    for stage in plan.stages:
+        for task in stage.tasks:
+            seen: set[int] = set()
+            again: dict[int, int] = {}
+            for step in task.steps:
+                loads: list[Expression] = [load for load in step.bindings.loads if not isinstance(load, Leaf)]
+                flags = {id(n): n.size for n in walk(loads) if isinstance(n, ByRows) and n.flags}
+                again |= {key: size for key, size in flags.items() if key in seen}
+                seen |= flags.keys()
+            nbytes = sum(-(-size // 8) for size in again.values())
+            if again and nbytes <= room:
+                kept |= again.keys()
+                most = max(most, nbytes)
+    return frozenset(kept), most
 
 
 def _up(size: int) -> int:

@@ -287,6 +287,7 @@ def _check_coverage(weights: Weights, partial: bool) -> None:
 
 
 def _output_dtype(weights: Weights, name: str, dtype: DType | None) -> DType:
+    """The dtype that a tensor is written in: `dtype` if it is a float one, else that of the origin's tensor."""
     expression = weights[name]
     if expression.carried:
         assert isinstance(expression, Load)
@@ -605,7 +606,8 @@ def _own(node: Expression) -> str:
         by = node.derivation
         return f"derived|{function_name(by.function)}|{by.constants!r}|{len(by.operands)}|{node.index}|"
     if isinstance(node, ByRows):
-        return f"rows|{function_name(node.function)}|{node.constants!r}|{node.width}|{node.reduces}|"
+        kind = "flags" if node.flags else node.reduces
+        return f"rows|{function_name(node.function)}|{node.constants!r}|{node.width}|{kind}|"
     if isinstance(node, Whole):
         m = node.making
         made = f"{function_name(m.function)}|{m.constants!r}|{m.shapes}|{m.dtype}"

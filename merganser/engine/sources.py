@@ -18,9 +18,10 @@ from merganser.algebra.computed import ByRows, ColumnSums, Whole
 from merganser.algebra.expression import Load
 from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
 from merganser.checkpoint import DType, StoredTensor
-from merganser.checkpoint.dtypes import F32, F64
-from merganser.engine.ledger import Made
+from merganser.checkpoint.dtypes import BF16, F32, F64
+from merganser.engine.ledger import Kept, Made
 from merganser.engine.lowrank import Factors
+from merganser.engine.scratch import Scratch
 from merganser.errors import AlgebraError
 
 Elements = np.ndarray[Any, Any]
@@ -37,6 +38,9 @@ class Context(Protocol):
 
     def made(self, load: Whole, make: Callable[[], tuple[Elements, ...]]) -> Made:
         """The results of a function of whole tensors, computed by `make` unless they are there."""
+
+    def kept(self, load: ByRows) -> Kept | None:
+        """Where the flags of a tensor are kept from step to step, if they are."""
 
 
 HELD = 1 << 20
@@ -69,7 +73,26 @@ class Source:
 
     def values(self, start: int, count: int, dtype: Any = np.float32) -> Elements:
         """`count` elements as f32 or f64."""
-        return self.raw(start, count).view(self.dtype.numpy).astype(dtype, copy=False)
+        out = np.empty(count, dtype)
+        self.fill(out, start)
+        return out
+
+    def fill(self, out: Elements, start: int) -> None:
+        """Fill an array of f32 or f64."""
+        if not len(out):
+            return
+        if self.dtype.numpy == out.dtype:
+            self.read(out.view(np.uint8).data, start)
+            return
+        with Scratch() as scratch:
+            raw = scratch.take(len(out) * self.dtype.itemsize)
+            self.read(raw.data, start)
+            if self.dtype == BF16 and out.dtype == np.float32:
+                bits = out.view(np.uint32)
+                bits[:] = raw.view(np.uint16)
+                bits <<= np.uint32(16)
+            else:
+                out[:] = raw.view(self.dtype.numpy)
 
 
 def open_source(load: Load, context: Context) -> Source:
@@ -97,7 +120,7 @@ def open_source(load: Load, context: Context) -> Source:
     if isinstance(load, Product):
         return _Product(load, inner(load.source), inner(load.matrix))
     if isinstance(load, ByRows):
-        return _ByRows(load, [inner(operand) for operand in load.operands])
+        return _ByRows(load, [inner(operand) for operand in load.operands], context.kept(load))
     if isinstance(load, ColumnSums):
         return _ColumnSums(load, inner(load.source))
     assert isinstance(load, Whole)
@@ -119,8 +142,7 @@ class _LowRank(Source):
         self.factors = Factors(load.delta)
 
     def read(self, view: memoryview, start: int) -> None:
-        out = np.frombuffer(view, np.float32)
-        out[:] = self.factors.tile(start, len(out))
+        self.factors.fill(start, np.frombuffer(view, np.float32))
 
 
 class _Held(Source):
@@ -363,32 +385,49 @@ class _Product(Source):
 class _ByRows(Source):
     """Blocks of rows, each made for the tile that asks; rows too long to be made twice are made once and kept."""
 
-    def __init__(self, load: ByRows, parts: Sequence[Source]) -> None:
+    def __init__(self, load: ByRows, parts: Sequence[Source], kept: Kept | None) -> None:
         super().__init__(load.dtype)
-        self.load, self.parts = load, parts
+        self.load, self.parts, self.kept = load, parts, kept
         self.rows = load.operands[0].size // max(load.width, 1)
         self.block = max(1, BLOCK // max(load.width, 1))
         self.row = 1 if load.reduces else load.width
-        self.held = self._rows(0, self.rows) if load.width > HELD else None
+        self.held: Elements | None = None
+        if load.width > HELD and not (kept is not None and kept.complete):
+            with Scratch() as scratch:
+                made = self._rows(0, self.rows, scratch)
+                if kept is None:
+                    self.held = made.copy()
+                else:
+                    kept.note(0, made)
 
     def read(self, view: memoryview, start: int) -> None:
         out = np.frombuffer(view, self.dtype.numpy)
         if self.held is not None:
             out[:] = self.held[start : start + len(out)]
-            return
-        stop = start + len(out)
-        for row in range(start // self.row, -(-stop // self.row), self.block):
-            end = min(row + self.block, self.rows)
-            made, begin = self._rows(row, end), row * self.row
-            low, high = max(start, begin), min(stop, end * self.row)
-            out[low - start : high - start] = made[low - begin : high - begin]
+        elif self.kept is None:
+            self._make(out, start)
+        elif not self.kept.read(start, out):
+            self._make(out, start)
+            self.kept.note(start, out)
 
-    def _rows(self, first: int, last: int) -> Elements:
+    def _make(self, out: Elements, start: int) -> None:
+        stop = start + len(out)
+        last = -(-stop // self.row)
+        for row in range(start // self.row, last, self.block):
+            end, begin = min(row + self.block, last), row * self.row
+            low, high = max(start, begin), min(stop, end * self.row)
+            with Scratch() as scratch:
+                made = self._rows(row, end, scratch)
+                out[low - start : high - start] = made[low - begin : high - begin]
+
+    def _rows(self, first: int, last: int, scratch: Scratch) -> Elements:
         load, width = self.load, self.load.width
-        blocks = [
-            part.values(first * width, (last - first) * width, self.dtype.numpy).reshape(last - first, width)
-            for part in self.parts
-        ]
+        dtype = (F64 if load.wide else F32).numpy
+        blocks = []
+        for part in self.parts:
+            block = scratch.take((last - first) * width * dtype.itemsize).view(dtype)
+            part.fill(block, first * width)
+            blocks.append(block.reshape(last - first, width))
         with np.errstate(all="ignore"):  # what is not finite is found in the result
             made = np.asarray(load.function(*blocks, *load.constants), self.dtype.numpy)
         if made.size != (last - first) * self.row:
@@ -458,7 +497,8 @@ def held_bytes(load: Load) -> int:
     inner = sum(held_bytes(a) for a in load.arguments if isinstance(a, Load))
     if isinstance(load, ByRows):
         long = load.width > HELD
-        return inner + (load.operands[0].size * load.dtype.itemsize * (len(load.operands) + 4) if long else 0)
+        itemsize = 8 if load.wide else 4
+        return inner + (load.operands[0].size * itemsize * (len(load.operands) + 4) if long else 0)
     if isinstance(load, ColumnSums):
         return inner + load.width * 16
     if isinstance(load, Whole):
@@ -482,10 +522,8 @@ def held_bytes(load: Load) -> int:
 
 def scratch_bytes(load: Load, tile: int) -> int:
     """Bytes that one thread needs on top of the tile itself while it fills a tile."""
-    if isinstance(load, Leaf | Array):
+    if isinstance(load, Leaf | Array | LowRank):
         return 0
-    if isinstance(load, LowRank):
-        return tile * 8
     inner = max(
         (scratch_bytes(a, tile) if isinstance(a, Load) else tile * 16 for a in load.arguments), default=0
     )

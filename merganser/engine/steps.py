@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from merganser.algebra import Expression, Leaf
-from merganser.algebra.computed import Derivation, Derived, Whole
+from merganser.algebra.computed import ByRows, Derivation, Derived, Whole
 from merganser.algebra.expression import Apply, Constant, Reduce, Round, walk
 from merganser.checkpoint.digest import chunk_digests
 from merganser.checkpoint.dtypes import F32, F64
 from merganser.engine.kernels import compiler
 from merganser.engine.kernels.loops import BLOCK
-from merganser.engine.ledger import Ledger, Made
+from merganser.engine.ledger import Kept, Ledger, Made
 from merganser.engine.memory import SAMPLE
 from merganser.engine.plan import Output, Step, reducing_step
 from merganser.engine.program import Bindings, Program, build
+from merganser.engine.scratch import Scratch
 from merganser.engine.select import Selection, magnitudes
 from merganser.engine.sources import Source, open_source
 from merganser.errors import NonFiniteError, listing
@@ -355,10 +356,16 @@ class _Filled:
             [evaluate(node, values, memo) for node in bindings.scalars] or [0.0], np.float64
         )
         self.keys = np.frombuffer(b"".join(map(_key, bindings.draws)) or bytes(8), np.uint32).copy()
+        self.slots = self.scalars.ctypes.data, self.keys.ctypes.data
 
     def run(self, start: int, count: int, outputs: list[int]) -> None:
         """Compute `count` elements from `start` on into the arrays at the given addresses. Any thread may call it."""
-        self._call(start, count, [source.raw(start, count) for source in self.sources], outputs)
+        with Scratch() as scratch:
+            buffers = []
+            for load, source in zip(self.loads, self.sources, strict=True):
+                buffers.append(scratch.take(count * load.dtype.itemsize))
+                source.read(buffers[-1].data, start)
+            self._call(start, count, buffers, outputs)
 
     def pieces(self, starts: list[int], count: int, outputs: int) -> list[Array]:
         """`count` elements from each start on, one after the other, for each of the outputs."""
@@ -377,9 +384,8 @@ class _Filled:
 
     def _call(self, start: int, count: int, buffers: list[Array], outputs: list[int]) -> None:
         none = np.zeros(3, np.int64)
-        arrays: list[Array] = [*buffers, self.scalars, self.keys]
-        front = [array.ctypes.data for array in arrays]
-        self.kernel(count, start, *front, *outputs, *[none.ctypes.data] * 4)
+        front = [array.ctypes.data for array in buffers]
+        self.kernel(count, start, *front, *self.slots, *outputs, *[none.ctypes.data] * 4)
 
 
 class Known:
@@ -399,6 +405,10 @@ class Known:
     def made(self, load: Whole, make: Callable[[], tuple[Array, ...]]) -> Made:
         """Results that are there already, or made now."""
         return self.ledger.made(load, make)
+
+    def kept(self, load: ByRows) -> Kept | None:
+        """Where flags are kept, if they are."""
+        return self.ledger.kept(load)
 
 
 class Formula(Source):

@@ -25,7 +25,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_greedy_keeps_what_does_not_hurt(place: Path) -> None:
     # Fitness: minus the squared distance from (0.5, 0.5). Alone: base -0.5, a -0.5, b -0.5, c -14.5; equal ones keep
-    # their order. base; with a (0.5, 0): -0.25, kept; with b (1/3, 1/3): -1/18, kept; with c (0, 1.25): worse, left out.
+    # their order. base; with a (0.5, 0): -0.25, kept; with b (1/3, 1/3): -1/18, kept;
+    # with c (0, 1.25): worse, left out.
     models = [mg.open(name, name=name) for name in ("c", "base", "a", "b")]
     found = soup(models, near(0.5, 0.5))
     assert found.ingredients == (1, 2, 3)

@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,19 @@ from merganser.errors import MerganserError
 
 FORMAT = 1
 """Raised whenever emitted code for an unchanged program changes."""
+EMITTERS = ("elements.py", "loops.py", "writing.py", "product.py", "ranks.py", "divergence.py")
+"""The files that emit code."""
 Kernel = Callable[..., None]
 
 _lock = threading.Lock()
 _engines: list[Any] = []
-_loaded: dict[Program, Kernel] = {}
+_loaded: dict[Program | str, Kernel] = {}
+_KINDS: dict[str, Any] = {
+    "i64": ctypes.c_int64,
+    "i32": ctypes.c_int32,
+    "f32": ctypes.c_float,
+    "f64": ctypes.c_double,
+}
 
 
 def kernel(program: Program) -> Kernel:
@@ -39,9 +47,31 @@ def kernel(program: Program) -> Kernel:
         with _lock:
             found = _loaded.get(program)
             if found is None:
-                code = _object_code(program.key, program)
-                found = _loaded[program] = _load(code, _argument_count(program))
+                code = _object_code(program.key, lambda triple: _emit(program, triple))
+                found = _loaded[program] = _load(
+                    code, ["i64", "i64"] + ["*"] * (_argument_count(program) - 2)
+                )
     return found
+
+
+def routine(name: str, arguments: Sequence[str], emit: Callable[[str], str]) -> Kernel:
+    """The callable for a kernel written by hand: `emit(triple)` is the assembly of its function `pass`.
+
+    Arguments are `i64`, `i32`, `f32`, `f64`, or end in `*` for addresses.
+    """
+    found = _loaded.get(name)
+    if found is None:
+        with _lock:
+            found = _loaded.get(name)
+            if found is None:
+                found = _loaded[name] = _load(_object_code(name, emit), arguments)
+    return found
+
+
+def _emit(program: Program, triple: str) -> str:
+    from merganser.engine.kernels import loops
+
+    return loops.emit(program, triple)
 
 
 def cache_directory() -> Path:
@@ -61,7 +91,7 @@ def _argument_count(program: Program) -> int:
     return 4 + len(program.loads) + len(program.having("store")) + 2 + len(program.having("histogram")) + 2
 
 
-def _object_code(key: str, program: Program) -> bytes:
+def _object_code(key: str, emit: Callable[[str], str]) -> bytes:
     name = hashlib.sha256(
         f"{FORMAT}|{llvmlite.__version__}|{_processor()}|{_source_digest()}|{key}".encode()
     ).hexdigest()
@@ -69,7 +99,7 @@ def _object_code(key: str, program: Program) -> bytes:
     stored = _read(path)
     if stored is not None:
         return stored
-    code = _compile(program)
+    code = _compile(emit)
     _write(path, code)
     return code
 
@@ -98,11 +128,9 @@ def _write(path: Path, code: bytes) -> None:
         return
 
 
-def _compile(program: Program) -> bytes:
-    from merganser.engine.kernels import loops
-
+def _compile(emit: Callable[[str], str]) -> bytes:
     machine = _machine()
-    module = llvm.parse_assembly(loops.emit(program, llvm.get_default_triple()))
+    module = llvm.parse_assembly(emit(llvm.get_default_triple()))
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = options.slp_vectorization = True
@@ -112,12 +140,12 @@ def _compile(program: Program) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _load(code: bytes, arguments: int) -> Kernel:
+def _load(code: bytes, arguments: Sequence[str]) -> Kernel:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    kinds = [ctypes.c_int64, ctypes.c_int64] + [ctypes.c_void_p] * (arguments - 2)
+    kinds = [_KINDS.get(argument, ctypes.c_void_p) for argument in arguments]
     return ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address("pass"))
 
 
@@ -130,7 +158,7 @@ def _processor() -> str:
 def _source_digest() -> str:
     """The digest of the emitting code, so that an edited emitter never meets an old kernel."""
     here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f).read_bytes() for f in ("elements.py", "loops.py"))).hexdigest()
+    return hashlib.sha256(b"".join((here / f).read_bytes() for f in EMITTERS)).hexdigest()
 
 
 @lru_cache(1)

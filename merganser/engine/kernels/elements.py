@@ -14,8 +14,8 @@ from llvmlite import ir
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-STORAGE = {"F64": F64, "F32": F32, "F16": F16, "BF16": I16, "F8_E4M3": I8, "F8_E5M2": I8}
-"""The memory type of each float dtype."""
+STORAGE = {"F64": F64, "F32": F32, "F16": F16, "BF16": I16, "F8_E4M3": I8, "F8_E5M2": I8, "BOOL": I8}
+"""The memory type of each dtype that is computed with."""
 BITS = {"F64": I64, "F32": I32, "F16": I16, "BF16": I16, "F8_E4M3": I8, "F8_E5M2": I8}
 _FINITE = {
     "F64": 0x7FF0000000000000,
@@ -32,7 +32,9 @@ Builder: TypeAlias = Any
 
 
 def widen(b: Builder, stored: Value, dtype: str, to: ir.Type) -> Value:
-    """A stored element as `float` or `double`, exactly."""
+    """A stored element as `float` or `double`, exactly; a bool as a condition."""
+    if dtype == "BOOL":
+        return b.icmp_unsigned("!=", stored, I8(0))
     if dtype == "F64":
         return stored
     if dtype == "F32":

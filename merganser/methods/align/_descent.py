@@ -112,6 +112,11 @@ def _inwards(blocks: Sequence[Block], descent: _Descent, waiting: list[Axis]) ->
 
 def assigned(products: Values) -> Order:
     """The permutation p with the largest sum of `products[k, p[k]]`."""
+    return pairs(products)[1]
+
+
+def pairs(products: Values) -> tuple[Order, Order]:
+    """Rows and columns of the pairs with the largest sum of products, as many as the shorter side has; rows ascend."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:
@@ -122,9 +127,10 @@ def assigned(products: Values) -> Order:
     if not np.isfinite(largest):
         raise MerganserError("align: the weights hold NaN, Inf or numbers whose products overflow")
     if largest == 0.0:
-        return np.arange(len(products))
-    _, columns = linear_sum_assignment(np.rint(products * (-STEPS / largest)))
-    return np.asarray(columns, np.int64)
+        count = min(products.shape)
+        return np.arange(count), np.arange(count)
+    rows, columns = linear_sum_assignment(np.rint(products * (-STEPS / largest)))
+    return np.asarray(rows, np.int64), np.asarray(columns, np.int64)
 
 
 def distance(blocks: Iterable[Block], orders: Mapping[Axis, Order]) -> float:

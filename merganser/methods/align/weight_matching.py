@@ -152,12 +152,7 @@ class _Models:
             name for names in self.names for key, name in names.items() if key not in set(self.shared)
         ]
         self.sizes = {axis: size for axis, size in other.sizes.items() if axis in one.sizes}
-        for axis, size in self.sizes.items():
-            if one.sizes[axis] != size:
-                raise AlgebraError(
-                    f"align: {axis} is {size} in {b.label!r} and {one.sizes[axis]} in {a.label!r}; only models of the "
-                    "same sizes can be aligned (take, pad or widen makes them equal)"
-                )
+        self._check_sizes()
         self.copied = {
             axis
             for axis in self.sizes
@@ -167,7 +162,16 @@ class _Models:
         self.spare = 0
         self.kept: tuple[dict[str, Values], dict[str, Values]] = {}, {}
 
-    def free(self, chosen: Sequence[str] | None) -> list[Axis]:
+    def _check_sizes(self) -> None:
+        one, _ = self.readings
+        for axis, size in self.sizes.items():
+            if one.sizes[axis] != size:
+                raise AlgebraError(
+                    f"align: {axis} is {size} in {self.b.label!r} and {one.sizes[axis]} in {self.a.label!r}; only "
+                    "models of the same sizes can be aligned (take, pad or widen makes them equal)"
+                )
+
+    def free(self, chosen: Sequence[str] | None, *, none_is_fine: bool = False) -> list[Axis]:
         """The axes that may be permuted, in the order of the family's file."""
         family = self.readings[1].family
         fixed = dict(family.fixed) | {
@@ -192,7 +196,7 @@ class _Models:
         free = [
             axis for axis, size in self.sizes.items() if axis.name in wanted and size > 1 and axis in held
         ]
-        if not free:
+        if not free and not none_is_fine:
             raise RequestError(
                 f"align: {self.b.label!r} has no axis of those chosen whose elements could be moved"
             )

@@ -12,6 +12,7 @@ from merganser.algebra.computed import by_rows, whole
 from merganser.algebra.expression import Reduce
 from merganser.algebra.rearranged import reshaped, spread
 from merganser.algebra.weights import combine_named
+from merganser.engine.kernels import divergence as kernels
 from merganser.errors import RequestError
 from merganser.methods.merge._gram import points
 from merganser.methods.registry import Mergekit, method
@@ -83,12 +84,19 @@ def divergence(model: Any, origin: Any, eps: float) -> Any:
 
     Taken as sum(p log(p / q) - (p - q)), as sum(p) = sum(q): terms of one sign, so that f32 suffices.
     """
+    if model.dtype != np.float32:
+        return _divergence(model, origin, eps)
+    found, left = kernels.divergence(model, origin, eps, NEAR[model.dtype], SERIES)
+    if left.any():
+        found[left] = _divergence(model[left], origin[left], eps)
+    return found
+
+
+def _divergence(model: Any, origin: Any, eps: float) -> Any:
     change, q = _softmax(model), _softmax(origin)
     change -= q
     q += q.dtype.type(eps)
     near = (np.abs(change) <= q.dtype.type(NEAR[q.dtype]) * q).all(axis=1)
-    if near.all():
-        return _by_series(change, q)
     found = np.empty(len(q), q.dtype)
     for rows, function in ((near, _by_series), (~near, _by_logarithm)):
         if rows.any():

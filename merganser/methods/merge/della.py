@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from merganser.algebra import Coefficient, Expression, Weights, match_l1
+from merganser.algebra import Coefficient, Expression, Weights, apply, match_l1
 from merganser.algebra.computed import by_rows
 from merganser.algebra.expression import Draw
 from merganser.algebra.selection import coefficients
 from merganser.algebra.vocabulary import per_part
+from merganser.engine.kernels.ranks import above, ranks
 from merganser.errors import RequestError
 from merganser.methods.merge._vectors import consensus, distinct, mergekit_dialect, plain_sum, task_vectors
 from merganser.methods.registry import PerModel, method
@@ -133,16 +134,22 @@ def _thinned(
         if share <= 0.0:
             return change * 0.0
         # A head that is stored beside the embedding it shares must lose the same entries.
-        draws = Draw((str(seed), method, vector.label, vector.aliases.get(name, name)), change.shape)
-        outputs = change.shape[0] if len(change.shape) > 1 else 1
-        kept = by_rows(
-            _magprune,
-            (change, draws),
-            share,
-            spreads[name],
-            rescale == "share",
-            width=max(change.size // max(outputs, 1), 1),
+        draws = Draw(
+            (str(seed), method, vector.label, vector.aliases.get(name, name)), change.shape, change.wide
         )
+        outputs = change.shape[0] if len(change.shape) > 1 else 1
+        width = max(change.size // max(outputs, 1), 1)
+        if width < 2 or spreads[name] == 0.0:
+            kept = change * apply("lt", draws, share)
+            kept = kept / share if rescale == "share" else kept
+        else:
+            # An entry stays if draw < low + rank / rate, that is if its rank is above this:
+            low, rate = share - spreads[name], (width - 1) / (2.0 * spreads[name])
+            bound = draws * rate - low * rate
+            if rescale == "share":
+                kept = by_rows(_rescaled, (change, bound), low, rate, width=width)
+            else:
+                kept = change * by_rows(above, (change, bound + 1.0), width=width, flags=True)
         return match_l1(kept, change) if rescale == "l1" else kept
 
     return vector.map(thin)
@@ -162,62 +169,9 @@ def _check(method: str, label: str, name: str, density: float, epsilon: float) -
         )
 
 
-def _magprune(values: Rows, draws: Rows, density: float, epsilon: float, rescaled: bool) -> Rows:
-    """Rows with entries dropped by rank, the kept ones divided by their probability if `rescaled`."""
-    width = values.shape[1]
-    if width < 2 or epsilon == 0.0:
-        kept: Rows = values * (draws < density)
-        if rescaled:
-            kept /= density
-        return kept
-    low, rate = density - epsilon, (width - 1) / (2.0 * epsilon)
-    # An entry stays if draw < low + rank / rate, that is if its rank is above this:
-    bound = draws * values.dtype.type(rate) - values.dtype.type(low * rate)
-    if rescaled or values.dtype != np.float32:
-        ranks = _ranks(values)
-        kept = values * (ranks > bound)
-        if rescaled:
-            kept /= (ranks / rate + low).astype(values.dtype)
-        return kept
-    return values * _above(values, bound)
-
-
-def _above(values: Rows, bound: Rows) -> Rows:
-    """Where `_ranks(values) > bound`, found by comparing an entry with the one that has the bound's rank.
-
-    Float bits are ordered as the magnitudes they stand for; the last one of its equals is what an entry reaches that is
-    raised by one. Zeros may count as below: dropped or kept, they stay zeros.
-    """
-    rows, width = values.shape
-    odd = np.arange(width) & 1
-    bits = values.view(np.uint32) & np.uint32(0x7FFFFFFF)
-    edges = np.empty((rows, width + 2), np.uint32)
-    edges[:, 0], edges[:, -1] = 0, 0xFFFFFFFF
-    edges[:, 1:-1] = bits
-    edges[:, 1:-1].sort(axis=1)
-    places = np.clip(bound + np.float32(1), 0, width).astype(np.int64)
-    places += odd
-    places += np.arange(rows)[:, None] * (width + 2)
-    bits += odd.astype(np.uint32)
-    above: Rows = bits > np.take(edges.reshape(-1), places)
-    return above
-
-
-def _ranks(values: Rows) -> Rows:
-    """The rank of each entry in its row by magnitude, from 0; of equal ones the first, at odd places the last."""
-    width = values.shape[1]
-    places = np.arange(width)
-    if values.dtype == np.float32:
-        keys = (values.view(np.uint32) & np.uint32(0x7FFFFFFF)).astype(np.int64) << 32 | places
-        keys.sort(axis=1)
-        order, ordered = keys & 0xFFFFFFFF, keys >> 32
-    else:
-        order = np.argsort(np.abs(values), axis=1, kind="stable")
-        ordered = np.take_along_axis(np.abs(values), order, axis=1)
-    begins, ends = np.ones(values.shape, bool), np.ones(values.shape, bool)
-    begins[:, 1:] = ends[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-    last = np.minimum.accumulate(np.where(ends, places, width)[:, ::-1], axis=1)[:, ::-1]
-    ranks = np.empty(values.shape, np.int64)
-    np.put_along_axis(ranks, order, np.where(order & 1, last, first), axis=1)
-    return ranks
+def _rescaled(values: Rows, bound: Rows, low: float, rate: float) -> Rows:
+    """Rows of the entries whose rank is above the bound, divided by their probability; others 0."""
+    found = ranks(values)
+    kept: Rows = values * (found > bound)
+    kept /= (found / rate + low).astype(values.dtype)
+    return kept

@@ -1,0 +1,446 @@
+"""PLeaS: units that match are merged, the others of both models are kept, and layers are fitted by least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from merganser.algebra import Weights
+from merganser.algebra.axes import pad
+from merganser.algebra.rearranged import Array
+from merganser.algebra.weights import Entry
+from merganser.architectures import Axis, Reading
+from merganser.errors import AlgebraError, RequestError, did_you_mean
+from merganser.methods.align._descent import Order, Values, pairs
+from merganser.methods.align._paired import Moments, as_matrix
+from merganser.methods.align.activation_matching import lengths, side, similarities, solve
+from merganser.methods.align.weight_matching import Key, _Models, _moved, _permuted, _read
+from merganser.methods.steps import step
+
+By = Literal["correlation", "distance"]
+EXTRA = 1e-9
+"""Slack where a width is rounded up."""
+
+
+@step("pleas", paper="P063")
+def pleas(
+    weights: Weights,
+    *,
+    other: Weights,
+    statistics: Weights,
+    size: float | Mapping[str, float] = 1.0,
+    fit: bool = True,
+    ridge: float = 1e-3,
+    by: By = "correlation",
+    family: Path | None = None,
+    inferred: bool = False,
+) -> Weights:
+    """Merge with another model by PLeaS: merge the units that match best, keep the rest of both, refit the layers.
+
+    1. Axes that are no neurons (residual, heads and what is inside) are brought into the order of these weights by
+    `align_activations` and merged whole. 2. Of the neurons of each layer the k best pairs of a linear assignment are
+    merged; the other neurons of both models stay: n_A + n_B - k in all. 3. Every linear layer is fitted: with z the
+    merged inputs (mean of a pair's two, or the unit's own) and t the merged outputs, it minimises the mean over tokens
+    of |W z + b - t|^2 + ridge s |(W, b) - (W0, b0)|^2, s being the mean of z^2. W0 is the merge without a fit: means
+    where both models meet, each model's own weights otherwise, halves from a kept neuron to what is merged, and zero
+    from A's kept neurons to B's, which stays zero. All else (embeddings, norms, convolutions) is the mean of both.
+
+    other: the second model, of the same family; its number of neurons may differ, nothing else. statistics: what
+    `merganser observe-pair MODEL OTHER DATA` wrote for these two in this order. size: neurons of the result for each of
+    the wider model's, 1 to 2, default 1, rounded up; or by the axis's name. fit: step 3, default true. ridge: above 0,
+    default 1e-3. by: how pairs are found and ranked, "correlation" (default) or "distance", the paper's |z_A - z_B|^2.
+    family, inferred: as in `align`.
+
+    A permuted copy of the model gives the model back, for any data. With size 2 of a plain MLP the result is the mean
+    of both models' outputs; of a transformer it is not, since the residual stream is one and merged.
+
+    Differs from the authors' code, which takes a few hundred steps of Adam from W0: this is the closed form, held near
+    W0 by the ridge. Their search for a width per layer needs configs that can say one; here all layers of an axis get
+    one ratio. BatchNorm is not re-estimated. Raises `RequestError` for statistics of other models and sizes out of
+    range, `AlgebraError` for models that differ in more than neurons. The result is held in memory (f32).
+    """
+    if not (np.isfinite(ridge) and ridge > 0):
+        raise RequestError(f"pleas: ridge must be above 0, not {ridge:g}")
+    moments = Moments(statistics, weights, other, "pleas")
+    other, a = _read(other, weights, family, inferred)
+    merging = _Merging(a, other, moments, by)
+    widths = merging.widths(size)
+    kept = {axis: merging.kept(axis, widths[axis]) for axis in merging.neurons}
+    merged = merging.result(kept, fit, ridge)
+    if inferred or a.origin is None or a.origin.config is None:
+        return merged._with(
+            {name: merged.entry(name) for name in merged}, reading=None
+        )  # no config says a width
+    return merged
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The units of a merged axis: which of A's and which of B's each one is, -1 for none of it."""
+
+    a: Order
+    b: Order
+    likeness: float = 1.0
+
+    @property
+    def shares(self) -> tuple[Values, Values]:
+        """How much of each model a unit is: a half of both, or one and nothing."""
+        both = np.where((self.a >= 0) & (self.b >= 0), 0.5, 1.0)
+        return np.where(self.a >= 0, both, 0.0), np.where(self.b >= 0, both, 0.0)
+
+
+class _Merging:
+    def __init__(self, a: Weights, b: Weights, moments: Moments, by: By) -> None:
+        self.a, self.moments, self.by = a, moments, by
+        equal = _Equal(a, b)
+        self.neurons = equal.neurons
+        whole = [axis for axis in equal.free(None, none_is_fine=True) if axis not in self.neurons]
+        found, self.without = solve(
+            equal, moments, whole, "correlation" if by == "correlation" else "products"
+        )
+        self.moved = _moved(found)
+        self.orders = found.orders
+        self.before = equal
+        self.b = _permuted(b, found, equal.copied)
+        self.models = _Equal(a, self.b)
+
+    # Widths and pairs -------------------------------------------------------------------------------------------------
+
+    def widths(self, size: float | Mapping[str, float]) -> dict[Axis, int]:
+        """How many neurons each axis gets."""
+        known = dict.fromkeys(axis.name for axis in self.neurons)
+        if isinstance(size, Mapping):
+            for name in size:
+                if name not in known:
+                    raise RequestError(
+                        f"pleas: size: {name} is no axis of neurons{did_you_mean(name, known)} (those are "
+                        f"{', '.join(known) or 'none'}; heads and the residual stream are merged whole)"
+                    )
+        widths = {}
+        for axis in self.neurons:
+            ratio = size.get(axis.name, 1.0) if isinstance(size, Mapping) else size
+            if not 1 <= ratio <= 2:
+                raise RequestError(f"pleas: size must be from 1 to 2, not {ratio:g}")
+            one, two = (reading.sizes[axis] for reading in self.models.readings)
+            widths[axis] = min(one + two, int(np.ceil(ratio * max(one, two) - EXTRA)))
+        return widths
+
+    def kept(self, axis: Axis, width: int) -> Kept:
+        """The merged units of an axis: pairs in A's order, what else A has, what else B has."""
+        one, two = (reading.sizes[axis] for reading in self.models.readings)
+        likeness = self._likeness(axis)
+        first, second = pairs(likeness)
+        values = likeness[first, second]
+        count = one + two - width
+        best = np.sort(np.argsort(-values, kind="stable")[:count])
+        paired, theirs = first[best], second[best]
+        alone = np.setdiff1d(np.arange(one), paired)
+        others = np.setdiff1d(np.arange(two), theirs)
+        a = np.concatenate([paired, alone, np.full(len(others), -1)])
+        b = np.concatenate([theirs, np.full(len(alone), -1), others])
+        shown = float(values[best].mean()) if count else float("nan")
+        return Kept(a, b, shown)
+
+    def _likeness(self, axis: Axis) -> Values:
+        """`out[i, j]`: how alike A's unit i and B's unit j are where layers read them, summed over those layers."""
+        total: Values | None = None
+        for key in self.models.shared:
+            name, theirs = self.models.names[0][key], self.models.names[1][key]
+            a, b = self.models.readings
+            for (cut, part), (other, _) in zip(side(a, name, "reads"), side(b, theirs, "reads"), strict=True):
+                if axis not in part:
+                    continue
+                joint = self._joint(name, theirs)
+                if joint is None:
+                    continue
+                found = _likeness(joint, lengths(a, name, "reads"), cut, other, self.by)
+                inner = [f if isinstance(f, int) else 0 for f in part]
+                at = part.index(axis)
+                before, after = int(np.prod(inner[:at])), int(np.prod(inner[at + 1 :]))
+                shape = (before, a.sizes[axis], after, before, b.sizes[axis], after)
+                found = np.einsum("aibajb->ij", found.reshape(shape))
+                total = found if total is None else total + found
+        if total is None:
+            raise RequestError(
+                f"pleas: the statistics hold nothing about the layers that read {axis}: they were not run, or are no "
+                "linear layers of their own"
+            )
+        return total
+
+    def _joint(self, name: str, theirs: str) -> Values | None:
+        """Joint moments with B's inputs in the order that B has by now."""
+        a, b = self.models.readings
+        one, two = lengths(a, name, "reads"), lengths(b, theirs, "reads")
+        joint = self.moments.joint(name, (one, two))
+        if joint is None:
+            return None
+        old = self.before.names[1][self.models.key(theirs)]
+        order = _order(self.before.readings[1], old, self.orders)
+        rows = np.concatenate([np.arange(one), one + order, [one + two]])
+        return np.asarray(joint[np.ix_(rows, rows)])
+
+    # The result -------------------------------------------------------------------------------------------------------
+
+    def result(self, kept: Mapping[Axis, Kept], fit: bool, ridge: float) -> Weights:
+        a, b = self.models.readings
+        wide = self.a
+        for name in dict.fromkeys(axis.name for axis in kept):
+            new = {len(kept[axis].a) for axis in kept if axis.name == name}
+            assert len(new) == 1
+            wide = pad(wide, name, new.pop())
+        names = dict(zip(self.models.names[0].values(), self.models.names[0], strict=True))
+        made: dict[str, Values] = {}
+        errors: dict[str, tuple[float, float]] = {}
+        for name in self.a:
+            key = names.get(name)
+            if key is None:
+                continue
+            theirs = self.models.names[1].get(key)
+            if theirs is None:
+                raise AlgebraError(f"pleas: {self.b.label!r} lacks the tensor {name!r}")
+            if name not in made:
+                made[name] = self._merged(name, theirs, kept)
+        if fit:
+            for name, theirs in zip(
+                *([names_[key] for key in self.models.shared] for names_ in self.models.names), strict=True
+            ):
+                joint = self._joint(name, theirs) if side(a, name, "reads") else None
+                if joint is not None:
+                    errors[name] = self._fit(name, theirs, joint, kept, ridge, made)
+        entries = {}
+        for name in wide:
+            entry = wide.entry(name)
+            if name in made:
+                dtype = np.float64 if entry.expression.wide else np.float32
+                entry = Entry(Array(np.ascontiguousarray(made[name], dtype)), entry.degree)
+            entries[name] = entry
+        note = {
+            "step": "pleas",
+            "with": self.b.label,
+            "by": self.by,
+            "neurons": {
+                str(axis): {
+                    "first": a.sizes[axis],
+                    "second": b.sizes[axis],
+                    "merged": int(((one.a >= 0) & (one.b >= 0)).sum()),
+                    "result": len(one.a),
+                    "likeness": one.likeness if np.isfinite(one.likeness) else None,
+                }
+                for axis, one in kept.items()
+            },
+            "axes": self.moved,
+            "without_statistics": sorted(map(str, self.without)),
+            "fitted": {n: {"before": x, "after": y} for n, (x, y) in errors.items()},
+            "ridge": ridge if fit else None,
+        }
+        return wide._with(entries).with_note(note)
+
+    def _merged(self, name: str, theirs: str, kept: Mapping[Axis, Kept]) -> Values:
+        """The tensor without a fit."""
+        a, b = self.models.readings
+        spec = a.tensors[name].spec
+        parts = []
+        maps = [_map(a, b, name, theirs, k, kept) for k in range(len(spec.dims))]
+        writes = [k for k, one in enumerate(maps) if one is not None and k != spec.reads]
+        if len(writes) > 1:
+            raise AlgebraError(f"pleas: tensor {name!r} has neurons in two dimensions that it does not read")
+        for which, (weights, own) in enumerate(((self.a, name), (self.b, theirs))):
+            values = np.asarray(weights.compute(own), np.float64)
+            for k, one in enumerate(maps):
+                if one is None:
+                    continue
+                index = (one.a, one.b)[which]
+                values = values.take(np.maximum(index, 0), axis=k)
+                shares = one.shares[which] if k != spec.reads else (index >= 0).astype(np.float64)
+                values = values * shares.reshape([-1 if d == k else 1 for d in range(values.ndim)])
+            parts.append(values if writes else 0.5 * values)
+        return parts[0] + parts[1]
+
+    def _fit(
+        self,
+        name: str,
+        theirs: str,
+        joint: Values,
+        kept: Mapping[Axis, Kept],
+        ridge: float,
+        made: dict[str, Values],
+    ) -> tuple[float, float]:
+        """Refit one linear layer in `made`; the mean squared error of its outputs before and after."""
+        a, b = self.models.readings
+        spec = a.tensors[name].spec
+        assert spec.reads is not None and spec.writes is not None
+        one, two = lengths(a, name, "reads"), lengths(b, theirs, "reads")
+        taken = _map(a, b, name, theirs, spec.reads, kept) or Kept(np.arange(one), np.arange(two))
+        bias = name.removesuffix("weight") + "bias"
+        has_bias = bias in made
+        into = _selection(taken, one, two)
+        if not has_bias:
+            into = into[:-1]
+        first = as_matrix(np.asarray(self.a.compute(name), np.float64), a, name)
+        second = as_matrix(np.asarray(self.b.compute(theirs), np.float64), b, theirs)
+        given = _map(a, b, name, theirs, spec.writes, kept) or Kept(
+            np.arange(len(first)), np.arange(len(second))
+        )
+        added = (
+            (self.a.compute(bias), self.b.compute(theirs.removesuffix("weight") + "bias"))
+            if has_bias
+            else (np.zeros(len(first)), np.zeros(len(second)))
+        )
+        target = _selection(given, len(first), len(second))[:-1, :-1] @ np.block(
+            [
+                [first, np.zeros((len(first), two)), np.asarray(added[0], np.float64)[:, None]],
+                [np.zeros((len(second), one)), second, np.asarray(added[1], np.float64)[:, None]],
+            ]
+        )
+        start = as_matrix(made[name], a, name)
+        if has_bias:
+            start = np.concatenate([start, made[bias][:, None]], 1)
+        gap = target - start @ into
+        gram = into @ joint @ into.T
+        change = np.zeros_like(start)
+        product = gap @ joint @ into.T
+        own = np.append(_origin(taken), 0)[: len(gram)]
+        for kind in (0, 1, 2):  # merged, A's, B's: what is A's alone never reads what is B's alone
+            rows = np.flatnonzero(_origin(given) == kind)
+            if not len(rows):
+                continue
+            columns = np.flatnonzero((own != 3 - kind) | (kind == 0))
+            inner = gram[np.ix_(columns, columns)]
+            scale = float(np.trace(inner)) / len(columns)
+            if scale <= 0:
+                continue
+            inner = inner + ridge * scale * np.eye(len(columns))
+            change[np.ix_(rows, columns)] = np.linalg.solve(inner, product[np.ix_(rows, columns)].T).T
+        before, after = _error(gap, joint), _error(gap - change @ into, joint)
+        fitted = start + change
+        if has_bias:
+            fitted, made[bias] = fitted[:, :-1], fitted[:, -1]
+        made[name] = fitted.T if spec.reads == 0 else fitted
+        return before, after
+
+
+class _Equal(_Models):
+    """Both models, where the neurons may differ in number."""
+
+    def __init__(self, a: Weights, b: Weights) -> None:
+        self.neurons: list[Axis] = []
+        super().__init__(a, b)
+
+    def _check_sizes(self) -> None:
+        one, other = self.readings
+        self.neurons = _neurons(one)
+        for axis in self.sizes:
+            if one.sizes[axis] != other.sizes[axis] and axis not in self.neurons:
+                raise AlgebraError(
+                    f"pleas: {axis} is {one.sizes[axis]} in {self.a.label!r} and {other.sizes[axis]} in "
+                    f"{self.b.label!r}; only the number of neurons may differ: a norm or an attention mixes all "
+                    "elements of other axes, so they can be merged whole only"
+                )
+
+    def key(self, name: str) -> Key:
+        """The place in the family's file of one of B's tensors."""
+        return next(key for key, own in self.names[1].items() if own == name)
+
+
+def _neurons(reading: Reading) -> list[Axis]:
+    """Axes whose units stand alone: written and read by linear layers, never beside another axis, not the stream."""
+    family = reading.family
+    apart: set[Axis] = set()
+    roles: dict[Axis, set[str]] = {}
+    for name, named in reading.tensors.items():
+        for k, dim in enumerate(reading.parts(name)):
+            for part in dim:
+                axes = [factor for factor in part if isinstance(factor, Axis)]
+                if len(axes) > 1:
+                    apart.update(axes)
+                for axis in axes:
+                    role = "reads" if k == named.spec.reads else "writes" if k == named.spec.writes else ""
+                    roles.setdefault(axis, set()).add(role)
+    normed = {
+        axis
+        for name, named in reading.tensors.items()
+        if "norm" in named.spec.kind
+        for dim in reading.parts(name)
+        for part in dim
+        for axis in part
+        if isinstance(axis, Axis)
+    }
+    return [
+        axis
+        for axis in reading.sizes
+        if {"reads", "writes"} <= roles.get(axis, set())
+        and axis not in apart | normed
+        and axis.name not in family.fixed
+        and axis.name not in family.indices
+        and not axis.name.endswith(("vocab", "labels"))
+        and "residual" not in axis.name
+    ]
+
+
+def _map(a: Reading, b: Reading, name: str, theirs: str, dim: int, kept: Mapping[Axis, Kept]) -> Kept | None:
+    """Where each element of a dimension of the result comes from; None where all are merged as they stand."""
+    ours, others = a.parts(name)[dim], b.parts(theirs)[dim]
+    if not any(factor in kept for part in ours for factor in part):
+        return None
+    found: tuple[list[Order], list[Order]] = [], []
+    offsets = [0, 0]
+    for part, other in zip(ours, others, strict=True):
+        for which, (reading, own) in enumerate(((a, part), (b, other))):
+            shape = [f if isinstance(f, int) else reading.sizes[f] for f in own]
+            grid = np.arange(int(np.prod(shape))).reshape(shape)
+            for k, factor in enumerate(own):
+                if isinstance(factor, Axis) and factor in kept:
+                    index = (kept[factor].a, kept[factor].b)[which]
+                    grid = grid.take(np.maximum(index, 0), axis=k)
+                    grid[(slice(None),) * k + (index < 0,)] = -1
+            flat = grid.reshape(-1)
+            found[which].append(np.where(flat < 0, -1, flat + offsets[which]))
+            offsets[which] += int(np.prod(shape))
+    return Kept(np.concatenate(found[0]), np.concatenate(found[1]))
+
+
+def _order(reading: Reading, name: str, orders: Mapping[Axis, Order]) -> Order:
+    """The order that permuted axes give to what a tensor reads."""
+    found = []
+    for cut, part in side(reading, name, "reads"):
+        shape = [f if isinstance(f, int) else reading.sizes[f] for f in part]
+        grid = np.arange(cut.start, cut.stop).reshape(shape)
+        for k, factor in enumerate(part):
+            if isinstance(factor, Axis) and factor in orders:
+                grid = grid.take(orders[factor], axis=k)
+        found.append(grid.reshape(-1))
+    return np.concatenate(found)
+
+
+def _origin(units: Kept) -> Order:
+    """0 for merged units, 1 for A's alone, 2 for B's alone."""
+    return np.where(units.b < 0, 1, np.where(units.a < 0, 2, 0))
+
+
+def _selection(units: Kept, one: int, two: int) -> Values:
+    """The matrix that makes merged values (and the constant) of [x_A, x_B, 1]."""
+    count = len(units.a)
+    matrix = np.zeros((count + 1, one + two + 1))
+    shares = units.shares
+    for index, share, at in ((units.a, shares[0], 0), (units.b, shares[1], one)):
+        rows = np.flatnonzero(index >= 0)
+        matrix[rows, at + index[rows]] = share[rows]
+    matrix[-1, -1] = 1.0
+    return matrix
+
+
+def _likeness(joint: Values, one: int, cut: slice, other: slice, by: By) -> Values:
+    if by == "correlation":
+        return similarities(joint, one, by)[cut, other]
+    squares = np.diag(joint)
+    cross = joint[:one, one:-1][cut, other]
+    return np.asarray(2 * cross - squares[:one][cut][:, None] - squares[one:-1][other][None, :])
+
+
+def _error(gap: Values, joint: Values) -> float:
+    """The mean over tokens and outputs of the squared gap."""
+    return max(0.0, float(np.einsum("ij,ij->", gap @ joint, gap)) / max(1, len(gap)))
