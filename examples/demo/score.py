@@ -27,7 +27,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised rows: token ids of each text (at most LENGTH), and the labels."""
+    """Tokenised rows: token ids of each text, and the labels."""
 
     ids: list[list[int]]
     labels: Tensor
@@ -36,10 +36,10 @@ class Tokens:
         return len(self.ids)
 
 
-def tokenize(folder: Path, rows: Rows) -> Tokens:
-    """Token ids of the rows with the tokenizer of the model in `folder`."""
+def tokenize(folder: Path, rows: Rows, length: int = LENGTH) -> Tokens:
+    """Token ids of the rows, at most `length` of each, with the tokenizer of the model in `folder`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(list(rows.texts), truncation=True, max_length=LENGTH)["input_ids"]
+    ids = tokenizer(list(rows.texts), truncation=True, max_length=length)["input_ids"]
     return Tokens(ids, torch.tensor(rows.labels))
 
 
@@ -101,13 +101,10 @@ class Head:
         return values @ self.weight + self.bias
 
 
-def fit_head(values: Tensor, labels: Tensor) -> Head:
-    """Logistic regression with an L2 penalty on the weights, |w|^2 / (2 C n), by L-BFGS in f64 (convex: no seed)."""
-    x, y = values.double().clone(), labels.double().clone()
-    weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+def minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+    """Move the parameters of a smooth convex loss to its minimum, by L-BFGS."""
     optimizer = torch.optim.LBFGS(
-        [weight, bias],
+        parameters,
         max_iter=500,
         tolerance_grad=1e-8,
         tolerance_change=1e-14,
@@ -116,12 +113,24 @@ def fit_head(values: Tensor, labels: Tensor) -> Head:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y)
-        loss = loss + weight.square().sum() / (2 * INVERSE_PENALTY * len(y))
-        loss.backward()
-        return loss
+        value = loss()
+        value.backward()
+        return value
 
     optimizer.step(closure)
+
+
+def fit_head(values: Tensor, labels: Tensor) -> Head:
+    """Logistic regression with an L2 penalty on the weights, |w|^2 / (2 C n), by L-BFGS in f64 (convex: no seed)."""
+    x, y = values.double().clone(), labels.double().clone()
+    weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def loss() -> Tensor:
+        fit = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y)
+        return fit + weight.square().sum() / (2 * INVERSE_PENALTY * len(y))
+
+    minimise(loss, [weight, bias])
     return Head(weight.detach().float(), bias.detach().float())
 
 

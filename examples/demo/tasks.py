@@ -61,13 +61,11 @@ def tweets(folder: Path) -> Task:
     return split("tweets", "which candidate wrote the tweet?", read_tweets(path))
 
 
-def read_reviews(path: Path) -> list[tuple[str, int]]:
-    """(text, label) of the Rotten Tomatoes rows of the CSV (columns text, label, source)."""
+def read_reviews(path: Path, source: str = "rotten_tomatoes") -> list[tuple[str, int]]:
+    """(text, label) of one source's rows of the CSV (columns text, label, source)."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        return [
-            (row["text"].strip(), int(row["label"])) for row in rows if row["source"] == "rotten_tomatoes"
-        ]
+        return [(row["text"].strip(), int(row["label"])) for row in rows if row["source"] == source]
 
 
 AUTHORS = {"HillaryClinton": 0, "realDonaldTrump": 1}

@@ -71,5 +71,9 @@ def identity(tensors: Mapping[str, StoredTensor]) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """The XXH3-128 of a small file."""
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+    """The XXH3-128 of a file."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()

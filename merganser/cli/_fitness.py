@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merganser.cli import console
+from merganser.cli import _saving, console
 from merganser.errors import RequestError
 
 if TYPE_CHECKING:
@@ -35,7 +35,15 @@ METRIC = Annotated[
 ]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the file OUT.yaml.")]
 THREADS = Annotated[int, typer.Option(help="Threads of torch; 0 is its own choice.", min=0)]
-QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar and no report.")]
+QUIET = _saving.QUIET
+
+
+def use_threads(threads: int) -> None:
+    """Say torch how many threads; 0 leaves its own choice."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def fitness_of(suite: Path, fitness: str, metric: str | None, threads: int) -> SuiteFitness:
@@ -55,10 +63,7 @@ def fitness_of(suite: Path, fitness: str, metric: str | None, threads: int) -> S
         suite, combine=combine, metric=_pairs(metric, "--metric") if metric and "=" in metric else metric
     )
     require("torch", "transformers", "pyarrow")
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     return made
 
 

@@ -145,9 +145,8 @@ def report(found: Row) -> None:
         _wrapped(f"note: {note}")
     for row in found["unpaired"]:
         _wrapped(
-            f"note: task {row['task']!r}: {row['unpaired']} of the {row['samples']} samples of {row['model']} "
-            f"have no "
-            f"partner (ids {', '.join(row['examples'][:5])}); left out"
+            f"note: task {row['task']!r}: {row['unpaired']} of the {row['samples']} samples of "
+            f"{row['model']} have no partner (ids {', '.join(row['examples'][:5])}); left out"
         )
     shown = {task["measures"][0]["measure"] for task in found["tasks"]} | {"loss"}
     for row in found["overall"]:
@@ -164,7 +163,9 @@ def report(found: Row) -> None:
 
 
 def _measure(measure: str, where: str, row: Row, found: Row) -> None:
-    percent = measure in ("accuracy", "accuracy, normalised", "exact match")
+    from merganser.compare.scores import SHARES
+
+    percent = measure in SHARES
     held = {one["model"]: one for one in row["differences"]}
     lines = []
     for one in row["scores"]:
@@ -230,10 +231,12 @@ def _after_merge(found: Row) -> None:
 def _seeds(found: Row) -> None:
     if not found["seeds"]:
         return
+    from merganser.compare.scores import SHARES
+
     lines = []
     for row in found["seeds"]:
         for one in row["measures"][:2]:
-            percent = one["measure"] in ("accuracy", "accuracy, normalised", "exact match")
+            percent = one["measure"] in SHARES
             ratio = one["signal_to_noise"]
             line = [_fit(row["task"], 16), _fit(row["model"], 20), _fit(one["measure"], 14), str(row["runs"])]
             line += [_score(one["mean"], percent), _size(one["sd"], percent)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merganser.cli import _saving, console
+from merganser.cli import _fitness, _saving, console
 
 if TYPE_CHECKING:
     from merganser.algebra import Weights
@@ -35,7 +35,7 @@ def command(
         bool, typer.Option("--overwrite", help="Replace results at OUT, at the very end.")
     ] = False,
     no_resume: _saving.NO_RESUME = False,
-    threads: Annotated[int, typer.Option(help="Threads of torch; 0 is its own choice.", min=0)] = 0,
+    threads: _fitness.THREADS = 0,
     seed: Annotated[
         int | None, typer.Option(help="Of random draws of a recipe; stands above the recipe's.")
     ] = None,
@@ -98,10 +98,7 @@ def _run(
     tasks = Suite.open(suite)
     tasks.check()
     source = _recipe(model, seed, allow_pickle) if model.endswith((".yaml", ".yml")) else model
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
+    _fitness.use_threads(threads)
     try:
         with console.progress(bar, "evaluating", "samples") as progress:
             return evaluate_into(source, tasks, out, overwrite=overwrite, resume=resume, progress=progress)

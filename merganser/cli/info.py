@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,14 +63,22 @@ def command(
     console.say("\nfiles: " + ", ".join(f"{f['name']} ({console.size(f['bytes'])})" for f in found["files"]))
     if found["manifest"]:
         m = found["manifest"]
-        console.say(
-            f"sealed by merganser {m['version']} from {', '.join(m['parents'])}; digest {m['digest']}"
-        )
+        parents = f" from {', '.join(m['parents'])}" if m["parents"] else ""
+        console.say(f"sealed by merganser {m['version']}{parents}; digest {m['digest']}")
+    if found["statistics"]:
+        s = found["statistics"]
+        console.say(f"statistics: {s['kind']} of {s['model']} ({s['identity']}) over {s['rows']} rows of {s['data']}")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The document that --json prints."""
+    from merganser.errors import CheckpointError
+    from merganser.lineage.statistics import statistics_note
+
     config = checkpoint.config or {}
+    note = None
+    with contextlib.suppress(CheckpointError):  # the note of a pair has two models
+        note = statistics_note(checkpoint)
     dtypes: dict[str, int] = {}
     groups: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -102,6 +112,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
         "tied": checkpoint.aliases,
         "manifest": _manifest(checkpoint.directory),
+        "statistics": None if note is None else asdict(note),
     }
 
 

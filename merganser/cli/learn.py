@@ -52,10 +52,7 @@ def command(
     from merganser.search.learning import learn_into
 
     require("torch", "transformers", "pyarrow")
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    _fitness.use_threads(threads)
     with console.progress(not quiet and not as_json, "learning", "steps") as progress:
         found = learn_into(
             recipe,
@@ -81,8 +78,7 @@ def command(
     first, last = (sum(part) / len(part) for part in (found.losses[:tenth], found.losses[-tenth:]))
     console.say(
         f"{by}: {console.counted(len(found.losses), 'step')}, loss {first:.4f} (mean of the first {tenth}) "
-        f"to {last:.4f} (of "
-        f"the last {tenth})"
+        f"to {last:.4f} (of the last {tenth})"
     )
     console.say()
     rows = []

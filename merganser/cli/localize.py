@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from merganser.cli import console
+from merganser.cli import _saving, console
 
 NAME = "localize"
 EXAMPLE = (
@@ -61,7 +61,7 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an OUT that localize wrote.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no report.")] = False,
+    quiet: _saving.QUIET = False,
     as_json: console.JSON = False,
 ) -> None:
     """Learn a mask over the entries of MODEL that carry what it learned on DATA, and the graft of it on BASE.

@@ -48,7 +48,7 @@ def command(
         str | None,
         typer.Option(
             help="What the model is run as (default: as its config says).",
-            metavar="encoder|classifier|image_classifier|causal|masked",
+            metavar="encoder|classifier|image_classifier|series_classifier|causal|masked",
         ),
     ] = None,
     max_length: Annotated[
@@ -118,7 +118,7 @@ def command(
     elif not quiet:
         tokens = f", {console.counted(report.tokens, 'token')}" if report.tokens else ""
         console.say(
-            f"{report.path}: {console.counted(report.rows, 'row')}{tokens} in {report.seconds:.1f} s"
+            f"{out}: {console.counted(report.rows, 'row')}{tokens} in {report.seconds:.1f} s"
             f"{', layer by layer' if report.layerwise else ''} (peak memory {console.size(report.peak_memory)})"
         )
         console.table(

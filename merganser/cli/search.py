@@ -81,7 +81,7 @@ def report(found: Any) -> None:
     """What was found, beside the baselines."""
     console.say(
         f"{console.counted(found.evaluations, 'candidate')} by {found.by}, seed {found.seed}: {found.made} "
-        f"evaluations made, "
+        "evaluations made, "
         f"{found.taken} taken from the journal" + (f", {found.failed} failed" if found.failed else "")
     )
     console.say()

@@ -200,8 +200,7 @@ class _Scored:
             if measure.left_out:
                 notes.append(
                     f"task {task.name!r}: {measure.left_out} of {len(task)} samples have no finite "
-                    f"{measure.name} in some "
-                    "model; they are left out of it for all"
+                    f"{measure.name} in some model; they are left out of it for all"
                 )
         if len(task) < FEW:
             notes.append(
@@ -242,8 +241,10 @@ class _Scored:
                     sums, seen = sums + values, seen + 1
                     for number, why in ((other, "other choices"), (endless, "a choice of probability 0")):
                         if number:
-                            said = f"task {self.task.name!r}: {number} samples have {why} in {old} or "
-                            f"{name} and no KL divergence"
+                            said = (
+                                f"task {self.task.name!r}: {number} samples have {why} in {self.plan.reference} or "
+                                f"{name} and no KL divergence"
+                            )
                             notes.extend([] if said in notes else [said])
                 directions.append(sums / seen)
             parts = np.stack(directions, axis=1)
@@ -461,9 +462,8 @@ def _why_no_merge(
     if len(set(runs.values()) - {1}) > 1:
         said = ", ".join(f"{name}: {count}" for name, count in runs.items())
         notes.append(
-            f"what only the merge gets right is left out: runs are held against each other in their order, "
-            f"and the numbers "
-            f"of runs differ ({said})"
+            "what only the merge gets right is left out: runs are held against each other in their order, "
+            f"and the numbers of runs differ ({said})"
         )
 
 

@@ -7,7 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from merganser.compare.inference import holm, kendall
+from merganser.evaluate.metrics import ranks
 
 LEVEL = 0.05
 
@@ -24,7 +27,8 @@ def concordance(
     here over the tasks of a pair. reversals: how often a model is better than another on one task and worse on
     another; significant: how many of these are so on both tasks (adjusted p < 0.05): then no single ranking is
     right, and a mean over tasks hides it. turned: the significant ones by pair of models, with their p values.
-    ranks: 1 is best, equal scores share the mean of their places. None for a single task. With two models tau
+    ranks: 1 is best, equal scores share the mean of their places, scores that are no number come last. None for
+    a single task. With two models tau
     can only be 1, -1 or nothing.
     """
     if len(tasks) < 2:
@@ -59,7 +63,7 @@ def concordance(
         "tau": pairs,
         "mean_tau": math.fsum(known) / len(known) if known else None,
         "ranks": [
-            {"task": task, "ranks": dict(zip(models, _ranks(row), strict=True))}
+            {"task": task, "ranks": dict(zip(models, _places(row), strict=True))}
             for task, row in zip(tasks, scores, strict=True)
         ],
         "reversals": reversals,
@@ -72,5 +76,6 @@ def _sure(p: float | None) -> bool:
     return p is not None and p < LEVEL
 
 
-def _ranks(scores: Sequence[float]) -> list[float]:
-    return [sum(y > x for y in scores) + (1 + sum(y == x for y in scores)) / 2 for x in scores]
+def _places(scores: Sequence[float]) -> list[float]:
+    found: list[float] = ranks(-np.asarray(scores, np.float64)).tolist()
+    return found

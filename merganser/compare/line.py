@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from merganser.running import Model
 
 Values = np.ndarray[Any, Any]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

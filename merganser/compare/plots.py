@@ -137,6 +137,16 @@ def bars(
     return drawing(width, int(y), title, parts) + legend(series)
 
 
+def ticks(low: float, high: float, most: int = 9) -> list[float]:
+    """Round numbers from low to high: multiples of 1, 2 or 5 times a power of ten, at most `most` steps apart."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(power * k for k in (1, 2, 5, 10, 20) if (high - low) / (power * k) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
 def legend(names: Sequence[str]) -> str:
     """Names beside their colours."""
     if len(names) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from merganser.compare.plots import SERIES, Point, drawing, legend, text
+from merganser.compare.plots import SERIES, Point, drawing, legend, text, ticks
 
 
 def curves(
@@ -27,7 +27,7 @@ def curves(
         return top + (height - top - bottom) * (1 - (y - low) / (high - low))
 
     parts = []
-    for y in ticks(low, high):
+    for y in ticks(low, high, 8):
         parts.append(
             f'<line class="grid" x1="{left}" x2="{width - right}" y1="{up(y):.1f}" y2="{up(y):.1f}"/>'
             f'<text class="tick" x="{left - 8}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.4g}</text>'
@@ -54,15 +54,6 @@ def curves(
             for x, y in points
         ]
     return drawing(width, height, title, parts) + legend([name for name, _ in series])
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers between two."""
-    raw = (high - low) / 8
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
-    first = math.ceil(low / step)
-    return [k * step for k in range(first, math.floor(high / step) + 1)]
 
 
 def layers(values: Sequence[Sequence[float | None]], rows: str, columns: str, title: str) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from merganser._version import __version__
-from merganser.compare.parts import Cell, card, cell, figure, sheet, table
-from merganser.compare.plots import SERIES, heatmap, legend, text
+from merganser.compare import result_cells as cells
+from merganser.compare import result_flips
+from merganser.compare.parts import card, figure, sheet, table
+from merganser.compare.plots import SERIES, heatmap, text
+from merganser.compare.result_cells import MOST_DRAWN
 from merganser.compare.result_plots import (
     Interval,
-    flip_bars,
     forest,
     rank_lines,
     reliability,
@@ -18,15 +20,10 @@ from merganser.compare.result_plots import (
     signed,
     spread,
 )
-from merganser.errors import listing
+from merganser.compare.scores import SHARES
 
 Row = dict[str, Any]
-MOST_DRAWN = 40
-"""Tasks in a plot, and rows of a table; --json has all."""
 MOST_CURVES = 12
-MOST_SHOWN = 200
-"""Characters of a text on the page."""
-PERCENT = ("accuracy", "accuracy, normalised", "exact match")
 STYLE = """
 .note{border-left:4px solid var(--warm)}.note p{margin:3px 0}
 .row{font:13px system-ui,sans-serif;fill:var(--text)}.zero{stroke:var(--text);stroke-width:1.2}.faint{opacity:.55}
@@ -55,8 +52,8 @@ def comparison_page(document: Row) -> str:
         _notes(document),
         _summary(document, colours),
         _differences(document, colours),
-        _flips(document, colours),
-        _after_merge(document, colours),
+        result_flips.flips(document, colours),
+        result_flips.after_merge(document, colours),
         _calibration(document, colours),
         _outputs(document, colours),
         _seeds(document, colours),
@@ -69,7 +66,7 @@ def comparison_page(document: Row) -> str:
 
 def _head(document: Row, colours: dict[str, int]) -> str:
     roles = _roles(document)
-    first = next((row for row in document["overall"] if row["measure"] in PERCENT), None)
+    first = next((row for row in document["overall"] if row["measure"] in SHARES), None)
     first = first or (document["overall"][0] if document["overall"] else None)
     scores = {}
     if first is not None:
@@ -92,14 +89,14 @@ def _head(document: Row, colours: dict[str, int]) -> str:
         tag = f'<span class="tag">{text(roles[name])}</span>' if roles.get(name) else ""
         below = "reference"
         if change is not None and change["difference"] is not None:
-            said = signed(change["difference"], measure in PERCENT)
-            sure = f" ({_range(change, measure)})" if change["low"] is not None else ""
-            below = f'<span class="{_tone(change, better)}">{said}</span>{sure}'
+            said = signed(change["difference"], measure in SHARES)
+            sure = f" ({cells.limits(change, measure)})" if change["low"] is not None else ""
+            below = f'<span class="{cells.tone(change, better)}">{said}</span>{sure}'
         runs = next(len(model["runs"]) for model in document["models"] if model["name"] == name)
         several = f", {runs} runs" if runs > 1 else ""
         tiles.append(
             f'<div class="tile s{colour % SERIES}"><b title="{text(name)}">{text(short(name, 60))}{tag}</b>'
-            f'<div class="big">{_score(row["score"], measure)}</div><div '
+            f'<div class="big">{cells.score(row["score"], measure)}</div><div '
             f'class="soft">{below}{several}</div></div>'
         )
     tasks = document["tasks"]
@@ -120,8 +117,7 @@ def _notes(document: Row) -> str:
         said.append(
             text(
                 f"task {row['task']!r}: {row['unpaired']} of the {row['samples']} samples of {row['model']} "
-                f"have no partner "
-                f"(ids {', '.join(map(_cut, row['examples']))}); left out"
+                f"have no partner (ids {', '.join(map(cells.cut, row['examples']))}); left out"
             )
         )
     turned = document["concordance"]["turned"] if document["concordance"] else []
@@ -130,14 +126,14 @@ def _notes(document: Row) -> str:
         more = f", and {len(turned) - 1} more pairs like it" if len(turned) > 1 else ""
         said.append(
             text(
-                f"{first['a']} is better than {first['b']} on {_listed(first['better_on'])} and worse on "
-                f"{_listed(first['worse_on'])}, beyond chance{more}: a mean over tasks hides that"
+                f"{first['a']} is better than {first['b']} on {cells.listed(first['better_on'])} and worse on "
+                f"{cells.listed(first['worse_on'])}, beyond chance{more}: a mean over tasks hides that"
             )
         )
     if not said:
         return ""
     shown = "".join(f"<p>{one}</p>" for one in said[:MOST_DRAWN])
-    return f'<div class="card note wide">{shown}{_more(len(said), MOST_DRAWN)}</div>'
+    return f'<div class="card note wide">{shown}{cells.more(len(said), MOST_DRAWN)}</div>'
 
 
 def _summary(document: Row, colours: dict[str, int]) -> str:
@@ -145,9 +141,9 @@ def _summary(document: Row, colours: dict[str, int]) -> str:
     if not shown:
         return ""
     heads = ["measure", "tasks", "model", "score", "difference", "interval", "p", "detectable"]
-    content = _tight(table(heads, shown, words=(0, 2)))
+    content = cells.tight(table(heads, shown, words=(0, 2)))
     if hidden:
-        pooled = _tight(table(heads, hidden, words=(0, 2)))
+        pooled = cells.tight(table(heads, hidden, words=(0, 2)))
         content += f"<details><summary>all samples in one, whatever their task</summary>{pooled}</details>"
     return "<h2>Mean of the tasks</h2>" + card(content)
 
@@ -161,9 +157,9 @@ def _over(document: Row, colours: dict[str, int], key: str) -> list[list[str]]:
                 [
                     row["measure"],
                     str(len(row["tasks"])),
-                    _model(one["model"], colours),
-                    _score(one["score"], row["measure"]),
-                    *_apart(apart.get(one["model"]), row["measure"], row["better"], holm=False),
+                    cells.model(one["model"], colours),
+                    cells.score(one["score"], row["measure"]),
+                    *cells.difference(apart.get(one["model"]), row["measure"], row["better"], holm=False),
                 ]
             )
     return rows
@@ -181,7 +177,7 @@ def _differences(document: Row, colours: dict[str, int]) -> str:
         overall = next((row for row in document["overall"] if row["measure"] == measure), None)
         if overall is not None:
             held = {row["model"]: row for row in overall["mean_of_tasks"]["differences"]}
-            rows.append(("mean of tasks", [_interval(held.get(name)) for name in others]))
+            rows.append(("mean of tasks", [cells.interval(held.get(name)) for name in others]))
         lines = []
         for task in document["tasks"]:
             for one in task["measures"]:
@@ -189,7 +185,7 @@ def _differences(document: Row, colours: dict[str, int]) -> str:
                     continue
                 better = one["better"]
                 held = {row["model"]: row for row in one["differences"]}
-                rows.append((task["task"], [_interval(held.get(name)) for name in others]))
+                rows.append((task["task"], [cells.interval(held.get(name)) for name in others]))
                 lines += _rows(task["task"], one, colours)
         drawn = forest(
             rows[:MOST_DRAWN],
@@ -197,16 +193,16 @@ def _differences(document: Row, colours: dict[str, int]) -> str:
             others,
             f"Differences of {measure}",
             higher=better == "higher",
-            percent=measure in PERCENT,
+            percent=measure in SHARES,
         )
-        unit = " in percentage points" if measure in PERCENT else ""
+        unit = " in percentage points" if measure in SHARES else ""
         heads = ["task", "model", "score", "difference", "interval", "p", "p, Holm", "detectable"]
         content = table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1))
         told = (
             f'<div class="card wide"><h3>{text(measure.capitalize())}: difference from '
-            f"{text(document['reference'])}"
-            f"{unit}</h3>{_legend(others, colours)}{drawn}{_more(len(rows), MOST_DRAWN)}"
-            f"<details><summary>the numbers</summary>{_tight(content)}{_more(len(lines), 4 * MOST_DRAWN)}"
+            f"{text(document['reference'])}{unit}</h3>"
+            f"{cells.legend_of(others, colours)}{drawn}{cells.more(len(rows), MOST_DRAWN)}"
+            f"<details><summary>the numbers</summary>{cells.tight(content)}{cells.more(len(lines), 4 * MOST_DRAWN)}"
             "</details></div>"
         )
         (parts if measure in first else further).append(told)
@@ -219,184 +215,13 @@ def _rows(task: str, one: Row, colours: dict[str, int]) -> list[list[str]]:
     held = {row["model"]: row for row in one["differences"]}
     return [
         [
-            text_cell(task),
-            _model(row["model"], colours),
-            _score(row["score"], one["measure"]),
-            *_apart(held.get(row["model"]), one["measure"], one["better"], holm=True),
+            cells.words(task),
+            cells.model(row["model"], colours),
+            cells.score(row["score"], one["measure"]),
+            *cells.difference(held.get(row["model"]), one["measure"], one["better"], holm=True),
         ]
         for row in one["scores"]
     ]
-
-
-def _flips(document: Row, colours: dict[str, int]) -> str:
-    others = [name for name in colours if name != document["reference"]]
-    drawn, lines, shown, graded = [], [], [], []
-    for task in document["tasks"]:
-        held = {row["model"]: row for row in task["flips"]}
-        if not held:
-            continue
-        if "of" in next(iter(held.values())):
-            graded += [
-                [
-                    text_cell(task["task"]),
-                    _model(row["model"], colours),
-                    text_cell(row["of"]),
-                    _share(row["worse"]),
-                    _share(row["better"]),
-                    f"{row['regression']:.4g}",
-                    f"{row['gain']:.4g}",
-                ]
-                for row in held.values()
-            ]
-            continue
-        bars = []
-        for name in others:
-            row = held[name]
-            floors = [value for value in row["negative_between_seeds"].values() if value is not None]
-            floor = sum(floors) / len(floors) if floors else None
-            bars.append((row["negative"]["share"], row["positive"]["share"], floor))
-            lines.append(
-                [
-                    text_cell(task["task"]),
-                    _model(name, colours),
-                    _counted(row["negative"]),
-                    _counted(row["positive"]),
-                    _share(row["kept"]),
-                    _share(row.get("inconsistent")),
-                    _share(row.get("both_wrong_differ")),
-                    _share(row.get("both_right_differ")),
-                    _share(row.get("agreement")),
-                    _share(floor),
-                ]
-            )
-            shown += [
-                (task["task"], name, kind, one) for kind, some in row["examples"].items() for one in some
-            ]
-        drawn.append((task["task"], bars))
-    if not drawn and not graded:
-        return ""
-    parts = ["<h2>Flips</h2>"]
-    if drawn:
-        heads = ["task", "model", "lost", "gained", "kept", "inconsistent", "both wrong, differ"]
-        heads += ["both right, differ", "agreement", "between seeds"]
-        plot = flip_bars(drawn[:MOST_DRAWN], [colours[name] for name in others], others, "Flips")
-        parts.append(
-            f'<div class="card wide"><h3>Against {text(document["reference"])}, share of samples'
-            f"{' (the mark: flips between seeds of one model)' if any(line[-1] for line in lines) else ''}</h3>"
-            f"{_legend(others, colours)}{plot}{_more(len(drawn), MOST_DRAWN)}"
-            f"<details><summary>the "
-            f"numbers</summary>{_tight(table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1)))}"
-            f"{_more(len(lines), 4 * MOST_DRAWN)}</details>"
-            f"{_flip_examples(shown, colours, document['reference'])}</div>"
-        )
-    if graded:
-        heads = ["task", "model", "of", "worse", "better", "mean regression", "mean gain"]
-        parts.append(
-            card(
-                "<h3>Samples that got better or worse</h3>"
-                + _tight(table(heads, graded[: 4 * MOST_DRAWN], words=(0, 1, 2)))
-                + _more(len(graded), 4 * MOST_DRAWN)
-            )
-        )
-    return "".join(parts)
-
-
-_KINDS = {"negative": "lost", "positive": "gained", "both_wrong_differ": "both wrong, differ"}
-
-
-def _flip_examples(
-    shown: Sequence[tuple[str, str, str, Row]], colours: dict[str, int], reference: str
-) -> str:
-    rows = [
-        [
-            text_cell(task),
-            _model(name, colours),
-            text_cell(_KINDS[kind]),
-            text_cell(one["id"]),
-            text_cell(one["answer"]),
-            text_cell(one["outputs"]["old"]["output"]),
-            text_cell(one["outputs"]["new"]["output"]),
-            _loss(one["outputs"]["old"]["loss"]),
-            _loss(one["outputs"]["new"]["loss"]),
-        ]
-        for task, name, kind, one in _some(shown)
-    ]
-    if not rows:
-        return ""
-    heads = ["task", "model", "", "sample", "answer", "before", "now", "loss before", "loss now"]
-    return (
-        f"<details><summary>{len(rows)} examples (before: {text(reference)})</summary>"
-        f"{_tight(table(heads, rows, words=(0, 1, 2, 3, 4, 5, 6)))}</details>"
-    )
-
-
-def _some(shown: Sequence[Any], most: int = 120) -> list[Any]:
-    """The first of every task and model in turn, so that none crowds out the others."""
-    lists: dict[tuple[Any, ...], list[Any]] = {}
-    for one in shown:
-        lists.setdefault(tuple(one[:-1]), []).append(one)
-    share = max(1, most // max(1, len(lists)))
-    return [one for some in lists.values() for one in some[:share]][:most]
-
-
-def _after_merge(document: Row, colours: dict[str, int]) -> str:
-    if not document["after_merge"]:
-        return ""
-    lines, shown = [], []
-    for row in document["after_merge"]:
-        only, lost, some = row["only_merged"], row["lost_by_all"], row["lost_by_some"]
-        alone = ", ".join(f"{_whole(value)}" for value in row["alone"].values())
-        lines.append(
-            [
-                text_cell(row["task"]),
-                _model(row["model"], colours, 18),
-                _counted(only),
-                _whole(only["expected"]),
-                _share(row["rescued"]),
-                alone,
-                _counted(lost),
-                _whole(lost["expected"]),
-                _counted(some),
-                _whole(some["expected"]),
-                _share(row["any_parent"]),
-            ]
-        )
-        shown += [(row["task"], row["model"], "gained", one) for one in only["examples"]]
-        shown += [(row["task"], row["model"], "lost by all", one) for one in lost["examples"]]
-    names = [*document["parents"], *([document["base"]] if document["base"] else [])]
-    rows = [
-        [
-            text_cell(task),
-            _model(model, colours, 18),
-            text_cell(kind),
-            text_cell(one["id"]),
-            text_cell(one["answer"]),
-            text_cell(one["outputs"]["merged"]["output"]),
-            *(text_cell(one["outputs"][name]["output"]) for name in document["parents"]),
-            *([text_cell(one["outputs"]["base"]["output"])] if document["base"] else []),
-        ]
-        for task, model, kind, one in _some(shown)
-    ]
-    heads = ["task", "model", "only merged", "chance", "rescued", "parents alone", "lost by all", "chance "]
-    heads += ["lost by some", "chance  ", "any parent"]
-    details = ""
-    if rows:
-        top = ["task", "model", "", "sample", "answer", "merged", *(short(name, 18) for name in names)]
-        details = (
-            f"<details><summary>{len(rows)} examples</summary>"
-            f"{_tight(table(top, rows, words=range(len(top))))}</details>"
-        )
-    return (
-        "<h2>Right only after the merge</h2>"
-        f'<p class="soft">Parents: {text(", ".join(document["parents"]))}. Only merged: right, and every '
-        f"parent wrong; chance: "
-        "what independent answers would give; rescued: of the samples on which every parent is wrong; "
-        "parents alone: samples "
-        "that one parent has right and the others wrong, in the order of the parents. Lost: right in all or "
-        "in some parents and wrong "
-        "after the merge. Any parent: the share that some parent gets right.</p>"
-        + card(_tight(table(heads, lines[: 2 * MOST_DRAWN], words=(0, 1))) + details)
-    )
 
 
 def _calibration(document: Row, colours: dict[str, int]) -> str:
@@ -411,11 +236,11 @@ def _calibration(document: Row, colours: dict[str, int]) -> str:
             figures.append(figure(task["task"], reliability(curves, f"Reliability on {task['task']}")))
         lines += [
             [
-                text_cell(task["task"]),
-                _model(row["model"], colours),
+                cells.words(task["task"]),
+                cells.model(row["model"], colours),
                 f"{row['samples']:,}",
-                _share(row["ece"]),
-                _number(row["brier"]),
+                cells.share(row["ece"]),
+                cells.number(row["brier"]),
                 signed(row["overconfidence"], True),
             ]
             for row in task["calibration"]
@@ -423,21 +248,19 @@ def _calibration(document: Row, colours: dict[str, int]) -> str:
     heads = ["task", "model", "samples", "expected calibration error", "Brier", "overconfidence, points"]
     return (
         '<h2>Calibration</h2><p class="soft">How often a model is right (upwards) when it is this sure '
-        "(across), in bins of "
-        "equal mass; below the dashed line it promises too much. Of several runs the first is drawn, the "
-        "table has their mean.</p>"
-        f"{_legend(list(colours), colours)}<div "
-        f'class="curves">{"".join(figures)}</div>{_more(len(tasks), MOST_CURVES)}'
+        "(across), in bins of equal mass; below the dashed line it promises too much. Of several runs the "
+        f"first is drawn, the table has their mean.</p>{cells.legend_of(list(colours), colours)}<div "
+        f'class="curves">{"".join(figures)}</div>{cells.more(len(tasks), MOST_CURVES)}'
         f"<details><summary>the numbers</summary>"
-        f"{card(_tight(table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1))))}</details>"
+        f"{card(cells.tight(table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1))))}</details>"
     )
 
 
 def _outputs(document: Row, colours: dict[str, int]) -> str:
     lines = [
         [
-            text_cell(task["task"]),
-            _model(row["model"], colours),
+            cells.words(task["task"]),
+            cells.model(row["model"], colours),
             f"{row['samples']:,}",
             *(
                 f"{row[key]['mean']:.4g}"
@@ -456,7 +279,8 @@ def _outputs(document: Row, colours: dict[str, int]) -> str:
         return ""
     heads = ["task", "model", "samples", "KL(reference ‖ model), nats", "KL(model ‖ reference), nats"]
     return "<h2>Distance of the outputs</h2>" + card(
-        _tight(table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1))) + _more(len(lines), 4 * MOST_DRAWN)
+        cells.tight(table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1)))
+        + cells.more(len(lines), 4 * MOST_DRAWN)
     )
 
 
@@ -470,13 +294,13 @@ def _seeds(document: Row, colours: dict[str, int]) -> str:
             sampling = one["sampling"]
             lines.append(
                 [
-                    text_cell(row["task"]),
-                    _model(row["model"], colours),
+                    cells.words(row["task"]),
+                    cells.model(row["model"], colours),
                     one["measure"],
                     str(row["runs"]),
-                    _score(one["mean"], one["measure"]),
-                    _size(one["sd"], one["measure"]),
-                    _size(sampling, one["measure"]),
+                    cells.score(one["mean"], one["measure"]),
+                    cells.size(one["sd"], one["measure"]),
+                    cells.size(sampling, one["measure"]),
                     "" if ratio is None else f"{ratio:.3g}",
                 ]
             )
@@ -489,7 +313,7 @@ def _seeds(document: Row, colours: dict[str, int]) -> str:
                 if one["measure"] == measure and None not in one["scores"]:
                     entry = (colours[row["model"]], row["model"], one["scores"])
                     drawn.setdefault(row["task"], []).append(entry)
-        plot = spread(list(drawn.items())[:MOST_DRAWN], f"Runs, {measure}", measure in PERCENT)
+        plot = spread(list(drawn.items())[:MOST_DRAWN], f"Runs, {measure}", measure in SHARES)
         plots.append(f'<div class="card wide"><h3>{text(measure.capitalize())} of every run</h3>{plot}</div>')
     tested = []
     for task in document["tasks"]:
@@ -501,13 +325,13 @@ def _seeds(document: Row, colours: dict[str, int]) -> str:
                 verdict = "" if noise["p"] is None else ("yes" if noise["p"] < 0.05 else "no")
                 tested.append(
                     [
-                        text_cell(task["task"]),
-                        _model(row["model"], colours),
+                        cells.words(task["task"]),
+                        cells.model(row["model"], colours),
                         measure["measure"],
-                        signed(noise["difference"], measure["measure"] in PERCENT),
-                        _size(noise["sd"], measure["measure"]),
+                        signed(noise["difference"], measure["measure"] in SHARES),
+                        cells.size(noise["sd"], measure["measure"]),
                         "" if noise["ratio"] is None else f"{noise['ratio']:.3g}",
-                        _p(noise["p"]),
+                        cells.p_value(noise["p"]),
                         verdict,
                     ]
                 )
@@ -518,13 +342,12 @@ def _seeds(document: Row, colours: dict[str, int]) -> str:
     if tested:
         second = (
             f"<details><summary>is a difference from {text(document['reference'])} larger than that of "
-            f"seeds?</summary>"
-            f"{card(_tight(table(top, tested[: 4 * MOST_DRAWN], words=(0, 1, 2))))}</details>"
+            f"seeds?</summary>{card(cells.tight(table(top, tested[: 4 * MOST_DRAWN], words=(0, 1, 2))))}</details>"
         )
     return (
-        f"<h2>Spread over seeds</h2>{_legend(names, colours)}{''.join(plots)}"
+        f"<h2>Spread over seeds</h2>{cells.legend_of(names, colours)}{''.join(plots)}"
         f"<details><summary>the numbers</summary>"
-        f"{card(_tight(table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1, 2))))}</details>{second}"
+        f"{card(cells.tight(table(heads, lines[: 4 * MOST_DRAWN], words=(0, 1, 2))))}</details>{second}"
     )
 
 
@@ -549,31 +372,30 @@ def _ranks(document: Row, colours: dict[str, int]) -> str:
         )
     else:
         cards.append(_reversals(document))
-    more = _more(len(found["ranks"]), MOST_CURVES)
+    more = cells.more(len(found["ranks"]), MOST_CURVES)
     return f"<h2>Do the tasks agree on the order?</h2>{''.join(cards)}{more}"
 
 
 def _reversals(document: Row) -> str:
     found = document["concordance"]
     said = (
-        f"{found['reversals']} times two models change places between two tasks; {found['significant']} of these are "
-        f"beyond chance "
-        "in both tasks (Holm-adjusted p < 0.05)."
+        f"{found['reversals']} times two models change places between two tasks; {found['significant']} of "
+        "these are beyond chance in both tasks (Holm-adjusted p < 0.05)."
     )
     lines = [
         [
-            text_cell(row["a"]),
-            text_cell(row["b"]),
-            text_cell(_listed(row["better_on"])),
-            text_cell(_listed(row["worse_on"])),
+            cells.words(row["a"]),
+            cells.words(row["b"]),
+            cells.words(cells.listed(row["better_on"])),
+            cells.words(cells.listed(row["worse_on"])),
         ]
         for row in found["turned"][:12]
     ]
     heads = ["model", "against", "better on", "worse on"]
-    content = _tight(table(heads, lines, words=(0, 1, 2, 3))) if lines else ""
+    content = cells.tight(table(heads, lines, words=(0, 1, 2, 3))) if lines else ""
     return (
         f'<div class="card"><h3>Orders that turn around</h3><p>{said}</p>{content}'
-        f"{_more(len(found['turned']), 12)}</div>"
+        f"{cells.more(len(found['turned']), 12)}</div>"
     )
 
 
@@ -581,23 +403,13 @@ def _method(document: Row) -> str:
     return (
         '<h2>How to read this</h2><p class="soft">'
         f"Intervals: percentile bootstrap, {document['resamples']:,} resamples of the samples, seed "
-        f"{document['seed']}, the same "
-        "resamples for every model. p: McNemar's exact test for right and wrong, the paired t test for "
-        "losses and for means of several "
-        "runs, the bootstrap for correlations and over tasks; Holm: adjusted over the tasks of a measure. "
-        "Detectable: the smallest "
-        "difference that these samples would show with power 80 % at level 5 %. All of it speaks of the "
-        "choice of samples; "
-        "what another training seed would give is under spread over seeds, where several runs were given.</p>"
+        f"{document['seed']}, the same resamples for every model. p: McNemar's exact test for right and "
+        "wrong, the paired t test for losses and for means of several runs, the bootstrap for correlations "
+        "and over tasks; Holm: adjusted over the tasks of a measure. Detectable: the smallest difference "
+        "that these samples would show with power 80 % at level 5 %. All of it speaks of the choice of "
+        "samples; what another training seed would give is under spread over seeds, where several runs were "
+        "given.</p>"
     )
-
-
-# Small things ---------------------------------------------------------------------------------------------------------
-
-
-def text_cell(value: object) -> Cell:
-    """A cell of words that may break, cut to a bounded length."""
-    return cell("" if value is None else _cut(str(value)), "said")
 
 
 def _roles(document: Row) -> dict[str, str]:
@@ -605,110 +417,3 @@ def _roles(document: Row) -> dict[str, str]:
     if document["base"]:
         roles[document["base"]] = "base"
     return roles
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    return listing([short(task, 24) for task in tasks], 6)
-
-
-def _model(name: str, colours: dict[str, int], most: int = 40) -> Cell:
-    return Cell(
-        f'<td class="said"><span class="dotted s{colours[name] % SERIES}" title="{text(name)}">'
-        f"{text(short(name, most))}</span></td>"
-    )
-
-
-def _legend(names: Sequence[str], colours: dict[str, int]) -> str:
-    if len(names) == 1:
-        return ""
-    if [colours[name] for name in names] == list(range(len(names))):
-        return legend([short(name, 40) for name in names])
-    keys = "".join(
-        f'<span class="key s{colours[name] % SERIES}">{text(short(name, 40))}</span>' for name in names
-    )
-    return f'<div class="legend">{keys}</div>'
-
-
-def _apart(row: Row | None, measure: str, better: str, *, holm: bool) -> list[str]:
-    if row is None or row["difference"] is None:
-        return [""] * (5 if holm else 4)
-    tone = _tone(row, better)
-    written = signed(row["difference"], measure in PERCENT)
-    found: list[str] = [Cell(f'<td class="{tone}">{written}</td>') if tone else written]
-    found += [_range(row, measure), _p(row["p"])]
-    if holm:
-        found.append(_p(row["p_holm"]))
-    return [*found, _size(row["detectable"], measure)]
-
-
-def _tone(row: Row, better: str) -> str:
-    """Good or bad where the interval leaves out 0 (and the adjusted p agrees, where there is one)."""
-    if row["low"] is None or row["high"] is None or row["low"] <= 0 <= row["high"]:
-        return ""
-    adjusted = row.get("p_holm", row["p"])
-    if adjusted is None or adjusted >= 0.05:
-        return ""
-    return "good" if (row["difference"] > 0) == (better == "higher") else "bad"
-
-
-def _interval(row: Row | None) -> Interval | None:
-    if row is None or row["difference"] is None:
-        return None
-    return row["difference"], row["low"], row["high"]
-
-
-def _range(row: Row, measure: str) -> str:
-    if row["low"] is None:
-        return ""
-    return f"{signed(row['low'], measure in PERCENT)} to {signed(row['high'], measure in PERCENT)}"
-
-
-def _score(value: float | None, measure: str) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2%}" if measure in PERCENT else f"{value:.4g}"
-
-
-def _size(value: float | None, measure: str) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.2f}" if measure in PERCENT else f"{value:.3g}"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _counted(row: Row) -> str:
-    return f"{_whole(row['count'])} ({row['share']:.1%})"
-
-
-def _whole(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _loss(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _cut(value: object) -> str:
-    said = str(value)
-    return said if len(said) <= MOST_SHOWN else said[: MOST_SHOWN - 1] + "…"
-
-
-def _more(count: int, most: int) -> str:
-    return f'<p class="soft">and {count - most} more; --json has all</p>' if count > most else ""
-
-
-def _tight(content: str) -> str:
-    return content.replace("<table>", '<table class="tight">', 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from merganser.compare.plots import SERIES, drawing, text
+from merganser.compare.plots import SERIES, drawing, text, ticks
 
 WIDE = 1070
 Interval = tuple[float, float | None, float | None]
@@ -182,9 +182,8 @@ def reliability(curves: Sequence[tuple[int, str, Sequence[Mapping[str, float]]]]
         parts.append(f'<polyline class="line s{colour % SERIES}" points="{path}"/>')
         parts += [
             f'<circle class="dot s{colour % SERIES}" cx="{x:.1f}" cy="{y:.1f}" r="2.8"><title>{text(name)}: '
-            f"sure of "
-            f"{one['confidence']:.1%}, right {one['accuracy']:.1%} ({one['samples']:,} "
-            f"samples)</title></circle>"
+            f"sure of {one['confidence']:.1%}, right {one['accuracy']:.1%} ({one['samples']:,} "
+            "samples)</title></circle>"
             for (x, y), one in zip(points, curve, strict=True)
         ]
     return drawing(size + left + 24, size + top + bottom, title, parts)
@@ -221,8 +220,7 @@ def rank_lines(
         parts.append(f'<polyline class="line s{colour % SERIES}" points="{path}"/>')
         parts += [
             f'<circle class="dot s{colour % SERIES}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{text(name)} on '
-            f"{text(task)}: "
-            f"place {rank:g}</title></circle>"
+            f"{text(task)}: place {rank:g}</title></circle>"
             for (x, y), rank, task in zip(points, ranks, tasks, strict=True)
         ]
         shift = 13 * ends.get(ranks[-1], 0)
@@ -283,16 +281,6 @@ def spread(
             f'y2="{y - gap / 2:.1f}"/>'
         )
     return drawing(WIDE, int(bottom + 26), title, parts)
-
-
-def ticks(low: float, high: float, most: int = 9) -> list[float]:
-    """Round numbers from low to high: multiples of 1, 2 or 5 times a power of ten, at most `most`."""
-    if not high > low:
-        return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * k for k in (1, 2, 5, 10, 20) if (high - low) / (power * k) <= most)
-    first = math.ceil(low / step - 1e-9)
-    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def signed(value: float, percent: bool) -> str:

@@ -200,14 +200,12 @@ def _line_up(name: str, runs: Sequence[Run], allow_missing: bool, unpaired: list
         if not allow_missing or not common:
             said = (
                 f"task {name!r}: {len(alone)} of the {len(where)} samples of {run.name} have no partner in "
-                f"every "
-                f"other model (ids {listing([repr(key[0]) for key in alone])})"
+                f"every other model (ids {listing([repr(key[0]) for key in alone])})"
             )
             if other:
                 said += (
-                    f"; {other} of them have a sample of the same id with another input or answer: the "
-                    f"data, the prompt "
-                    "or the length limit differs"
+                    f"; {other} of them have a sample of the same id with another input or answer: the data, "
+                    "the prompt or the length limit differs"
                 )
             raise RequestError(
                 said + (". --allow-missing compares the others" if common else "; no sample pairs")

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from merganser.compare.samples import Array, Rows, Samples, Task
 
 HIGHER, LOWER = 1, -1
+SHARES = ("accuracy", "accuracy, normalised", "exact match")
+"""Measures that are shares of samples, told in percent."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from merganser.errors import RequestError
-from merganser.running import batches, finite, pad
+from merganser.running import batches, finite, pad, pool
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def of_texts(
                 finite(layer, what="hidden states", model=model.label, rows=list(rows))
             parts.append((rows, states))
             if head is not None:
-                inputs = pool(_states(found, model)[-1], mask, cast(Pooling, head.pooling))
+                inputs = pool(_states(found, model)[-1], mask, head.pooling)
                 if head.normalize:
                     inputs = torch.nn.functional.normalize(inputs, dim=1)
                 ends.append((rows, inputs, head(inputs)))
@@ -80,19 +80,6 @@ def of_texts(
     first = _in_order(len(ids), [(rows, inputs) for rows, inputs, _ in ends])
     second = _in_order(len(ids), [(rows, logits) for rows, _, logits in ends])
     return Space(layers, np.asarray(weight, np.float64), first, second)
-
-
-def pool(states: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """States [rows, tokens, d] to [rows, d] by a mask [rows, tokens]."""
-    import torch
-
-    if pooling == "cls":
-        return states[:, 0]
-    if pooling == "last":
-        ends = mask.shape[1] - 1 - mask.flip(1).argmax(1)
-        return states[torch.arange(len(states)), ends]
-    weight = mask.unsqueeze(-1).to(states.dtype)
-    return (states * weight).sum(1) / weight.sum(1)
 
 
 def last_layer(model: Model) -> Any | None:

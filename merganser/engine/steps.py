@@ -282,7 +282,7 @@ class StepRun:
         return NonFiniteError(
             f"tensor {output.name!r} would hold {kind} at {place} "
             f"({len(wrong)} such values in this stretch of {count}): {cause}. "
-            "Nothing was sealed; --allow-nonfinite lets it pass"
+            "Nothing was sealed; where a checkpoint is written, --allow-nonfinite lets it pass"
         )
 
     # Finishing --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from merganser.evaluate import settings
 from merganser.evaluate.inputs import Images, Inputs, Numbers, Texts
 from merganser.evaluate.settings import setting
 from merganser.evaluate.task import Columns, Prepared, Task, digest, in_order
-from merganser.running import Head, finite
+from merganser.running import Head, class_numbers, finite
 
 if TYPE_CHECKING:
     import torch
@@ -107,9 +107,7 @@ class Classification(Task):
 
     def answers(self, names: Sequence[str]) -> list[int]:
         """The class of each sample. A label is a name, or the number of a class (from 0) where no name is a number."""
-        places = {name: k for k, name in enumerate(names)}
-        if not any(name.isdecimal() for name in names):
-            places |= {str(k): k for k in range(len(names))}
+        places = class_numbers(names)
         for number, value in enumerate(self.written, 1):
             if value not in places:
                 raise RequestError(

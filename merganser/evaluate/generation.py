@@ -75,7 +75,7 @@ class Generation(Task):
         lead = Marks.of(model).before
         prompts = []
         limit = model.positions
-        for row, ids in enumerate(bare_ids(self, model, [prompt for prompt, _ in self.samples])):
+        for row, ids in enumerate(bare_ids(model, [prompt for prompt, _ in self.samples])):
             whole = lead + ids
             if self.max_length is not None:
                 whole = whole[-self.max_length :]

@@ -55,7 +55,7 @@ class Marks:
         return None if self.first is None else [self.first]
 
 
-def bare_ids(task: Task, model: Model, texts: Sequence[str]) -> list[list[int]]:
+def bare_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
     """Token ids without special tokens."""
     found: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False, verbose=False)[
         "input_ids"
@@ -77,9 +77,9 @@ def joined_ids(
     for _, context, continuation in pairs:
         kept = context.rstrip()
         moved.append((kept, context[len(kept) :] + continuation))
-    whole = bare_ids(task, model, [context + continuation for context, continuation in moved])
+    whole = bare_ids(model, [context + continuation for context, continuation in moved])
     contexts = list(dict.fromkeys(context for context, _ in moved))
-    lengths = dict(zip(contexts, map(len, bare_ids(task, model, contexts)), strict=True))
+    lengths = dict(zip(contexts, map(len, bare_ids(model, contexts)), strict=True))
     found = []
     for (row, _, continuation), (context, _), ids in zip(pairs, moved, whole, strict=True):
         lead = marks.before if lengths[context] else marks.lead()

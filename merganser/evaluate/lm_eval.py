@@ -256,8 +256,11 @@ def _choice(sample: Sample) -> dict[str, Any]:
         raise ValueError(f"doc_id {sample['doc_id']}: responses are no log-probabilities")
     arguments = _arguments(sample)
     values = [pair[0] for pair in pairs if pair is not None]
-    if len(arguments) == 2 * len(values) or len(values) == 2 * len(arguments):
+    if arguments and len(arguments) != len(values):
         raise ValueError(f"doc_id {sample['doc_id']}: {len(values)} responses to {len(arguments)} requests")
+    if "acc_mutual_info" in sample:  # behind the choices stand the same ones without context
+        half = len(values) // 2
+        arguments, values = arguments[:half], values[:half]
     texts = [str(one[1]) if len(one) > 1 else str(k) for k, one in enumerate(arguments)] or [
         str(k) for k in range(len(values))
     ]

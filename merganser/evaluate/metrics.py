@@ -20,6 +20,14 @@ _HEADLINES = {
     "perplexity": "bits_per_byte",
     "similarity": "spearman",
 }
+METRICS = {
+    "classification": ("accuracy", "macro_f1", "loss"),
+    "multiple_choice": ("accuracy", "accuracy_norm", "loss"),
+    "generation": ("exact_match",),
+    "perplexity": ("nats_per_token", "perplexity", "bits_per_byte"),
+    "similarity": ("spearman", "pearson", "cosine"),
+}
+"""What a kind has where its data allow it."""
 HIGHER_IS_BETTER = {"bits_per_byte": False, "perplexity": False, "nats_per_token": False, "loss": False}
 
 
@@ -115,23 +123,24 @@ def _similarity(columns: Mapping[str, Sequence[Any]]) -> Metrics:
     cosines = np.array(columns["similarity"], float)
     if all(value is not None for value in columns["target"]):
         targets = np.array(columns["target"], float)
-        for name, x, y in (
-            ("spearman", ranks(cosines), ranks(targets)),
-            ("pearson", cosines, targets),
-        ):
-            r = _correlation(x, y)
+        for name, r in (("spearman", spearman(cosines, targets)), ("pearson", pearson(cosines, targets))):
             if r is None:
                 continue
             found[name] = r
-            if len(x) > 3:
-                spread = (1 + r * r / 2 if name == "spearman" else 1.0) / (len(x) - 3)
+            if len(cosines) > 3:
+                spread = (1 + r * r / 2 if name == "spearman" else 1.0) / (len(cosines) - 3)
                 found[f"{name}_stderr"] = (1 - r * r) * math.sqrt(spread)
     _mean(found, "cosine", columns["similarity"])
     return found
 
 
-def _correlation(x: Array, y: Array) -> float | None:
-    """Pearson's; None where one side does not vary."""
+def spearman(x: Array, y: Array) -> float | None:
+    """Spearman's rank correlation, ranks of ties averaged; None where one side does not vary."""
+    return pearson(ranks(x), ranks(y))
+
+
+def pearson(x: Array, y: Array) -> float | None:
+    """Pearson's correlation; None where one side does not vary."""
     x, y = x - x.mean(), y - y.mean()
     size = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
     return None if size == 0 else max(-1.0, min(1.0, float((x * y).sum()) / size))

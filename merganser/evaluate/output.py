@@ -20,8 +20,8 @@ _JOURNAL = "journal.json"
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raise `RequestError` where OUT cannot be made: it exists, or what is there does not look like results."""
-    if not out.parent.is_dir():
-        raise RequestError(f"{out}: its folder does not exist")
+    if not next(place for place in out.absolute().parents if place.exists()).is_dir():
+        raise RequestError(f"{out}: a file is in the place of its folder")
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
@@ -49,7 +49,7 @@ class Workspace:
         self.finished: dict[str, dict[str, Any]] = {}
         check_target(self.out, overwrite)
         with self._naming():
-            self.partial.mkdir(exist_ok=True)
+            self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = (self.partial / "lock").open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +66,6 @@ class Workspace:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        self._lock.close()
         if isinstance(error, KeyboardInterrupt) and self.finished:
             error.add_note(
                 f"the results of {len(self.finished)} finished tasks are kept in {self.partial}: the same command goes "
@@ -74,6 +73,7 @@ class Workspace:
             )
         elif self.partial.exists():
             shutil.rmtree(self.partial, ignore_errors=True)
+        self._lock.close()  # last: what is removed may not be another run's
 
     def add(self, name: str, content: bytes) -> None:
         """A file of the output."""

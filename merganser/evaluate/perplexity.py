@@ -73,7 +73,7 @@ class Perplexity(Task):
             )
         texts = self.texts(self.text)
         spans, tokens = [], []
-        for row, ids in enumerate(bare_ids(self, model, texts)):
+        for row, ids in enumerate(bare_ids(model, texts)):
             if not ids:
                 raise self.wrong(row + 1, self.text, "has no tokens", texts[row])
             tokens.append(len(ids))

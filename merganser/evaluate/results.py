@@ -168,8 +168,9 @@ def _read(folder: Path, document: dict[str, Any]) -> Results:
             tasks[name] = TaskResult(
                 str(one["kind"]), table, dict(one["metrics"]), one.get("data"), one.get("data_digest")
             )
-        return Results(document["model"], document["suite"], tasks, document.get("reported", {}))
-    except (KeyError, TypeError, AttributeError) as error:
+        about = dict(document["model"]), dict(document["suite"])
+        return Results(*about, tasks, dict(document.get("reported", {})))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RequestError(f"{place}: is no results file ({type(error).__name__}: {error})") from None
     except pa.ArrowException as error:
         raise RequestError(f"{folder}: a file is damaged: {error}") from None

@@ -134,9 +134,7 @@ def _taken_over(place: Workspace, tasks: tuple[Task, ...]) -> Iterator[tuple[str
         columns = table.to_pydict()
         wanted = table_of(task.kind, columns)
         if table.num_rows == len(task.rows) and table.column_names == wanted.column_names:
-            metrics = metrics_of(
-                task.kind, {k: v for k, v in columns.items() if any(x is not None for x in v)}
-            )
+            metrics = metrics_of(task.kind, columns)
             yield task.name, TaskResult(task.kind, wanted, metrics, task.path.name, task.rows.digest)
 
 

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merganser.observe.kinds import KINDS
     from merganser.observe.opening import statistics
+    from merganser.observe.options import KINDS
     from merganser.observe.run import Report, observe
 
 _HOMES = {
-    "KINDS": "kinds",
+    "KINDS": "options",
     "Report": "run",
     "observe": "run",
     "statistics": "opening",

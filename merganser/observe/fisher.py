@@ -117,7 +117,9 @@ class Objective:
             features = pooled(self.model, ids, pooling=self.head.pooling, normalize=self.head.normalize)
             found: torch.Tensor = self.head(features)[0]
             return found
-        logits: torch.Tensor = self.model.module(**self.feed.batch([row]).arguments).logits[0]
+        given = self.model.module(**self.feed.batch([row]).arguments)
+        key = "logits" if hasattr(given, "logits") else "prediction_logits"  # of a classifier of series
+        logits: torch.Tensor = getattr(given, key)[0]
         return logits
 
     def _causal(self, row: int) -> torch.Tensor:

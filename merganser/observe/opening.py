@@ -13,7 +13,7 @@ from merganser.checkpoint.digest import identity
 from merganser.checkpoint.layout import MANIFEST_NAME
 from merganser.errors import RequestError
 from merganser.lineage import statistics_note
-from merganser.observe.kinds import KINDS
+from merganser.observe.options import KINDS
 
 
 def statistics(

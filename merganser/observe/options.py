@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from merganser.errors import RequestError, did_you_mean
-from merganser.observe.kinds import FISHERS
+
+KINDS = ("gram", "fisher", "absmax", "second_moment", "mean")
+OF_INPUTS = tuple(kind for kind in KINDS if kind != "fisher")
+"""Those of the inputs of matrix products."""
+FISHERS = ("true", "sampled", "empirical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +50,15 @@ class Options:
                 "fisher on its own, without --layerwise"
             )
 
-    def as_note(self) -> dict[str, Any]:
-        """What shaped the numbers, for the manifest and the fingerprint of a run."""
-        return {
-            "max_length": self.max_length,
-            "batch": self.batch,
-            "seed": self.seed,
-        }
+
+def chosen(kinds: str | Iterable[str]) -> tuple[str, ...]:
+    """Kinds out of `gram,mean` or a list, in the order of KINDS; `RequestError` for one that is not known."""
+    words = kinds.split(",") if isinstance(kinds, str) else list(kinds)
+    wanted = {word.strip() for word in words if word.strip()}
+    for word in sorted(wanted - set(KINDS)):
+        raise RequestError(
+            f"no statistics are called {word!r}{did_you_mean(word, KINDS)} (known: {', '.join(KINDS)})"
+        )
+    if not wanted:
+        raise RequestError(f"nothing to collect; known are {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in wanted)

@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from merganser.checkpoint.layout import MANIFEST_NAME
+from merganser.engine.workspace import exchange, rename_new
 from merganser.errors import NonFiniteError, OutputError, RequestError
 
 Array = np.ndarray[Any, Any]
@@ -119,15 +120,7 @@ class Partial:
         """Make the output appear under its name."""
         with naming(self.out):
             _check_target(self.out, self.overwrite)
-            aside = self.home / "replaced"
-            if self.out.exists():
-                os.rename(self.out, aside)
-            try:
-                os.rename(self.made, self.out)
-            except OSError:
-                if aside.exists():
-                    os.rename(aside, self.out)
-                raise
+            (exchange if self.out.exists() else rename_new)(self.made, self.out)
             shutil.rmtree(self.home, ignore_errors=True)
 
 

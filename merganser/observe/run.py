@@ -13,11 +13,11 @@ from merganser._version import __version__
 from merganser.checkpoint.digest import digest_file
 from merganser.engine.memory import peak_bytes, resident_bytes
 from merganser.errors import RequestError
-from merganser.observe import blocks, fisher, inputs
+from merganser.observe import fisher, inputs, stages
+from merganser.observe.blocks import Blocks
 from merganser.observe.feed import Feed, Texts, open_feed
-from merganser.observe.kinds import OF_INPUTS, chosen
 from merganser.observe.layers import Layer, layers
-from merganser.observe.options import Options
+from merganser.observe.options import OF_INPUTS, Options, chosen
 from merganser.observe.pace import Pace, Progress
 from merganser.observe.partial import Partial
 from merganser.observe.sums import Sums
@@ -181,9 +181,9 @@ class _Observation:
         stored = sum(tensor.nbytes for one in self.weights.checkpoints for tensor in one.tensors.values())
         needed: int = (
             resident_bytes()
-            + blocks.RESERVE
+            + stages.RESERVE
             + max(model, stored)
-            + blocks.activations(self.skeleton, self.feed)
+            + stages.activations(self.skeleton, self.feed)
         )
         needed += sum(Sums.bytes_of(layer.width, self.kinds) for layer in self.found.values())
         if self.mode is not None:
@@ -200,13 +200,13 @@ class _Observation:
     ) -> Report:
         """Collect, divide, seal."""
         partial.open(self._fingerprint(), resume=resume)
-        made = blocks.Blocks(self.skeleton, self.weights) if self.layerwise else None
+        made = Blocks(self.skeleton, self.weights) if self.layerwise else None
         passes = (len(made.blocks) + 2 if made else 1) if self.kinds else 0
         pace = Pace((passes + (self.mode is not None)) * self.feed.rows, progress, keep_every)
         parts: list[dict[str, Any]] = []
         tokens, still, unread = 0, [], []
         if made is not None:
-            record = blocks.collect(made, self.feed, self.found, self.kinds, partial, pace, self.memory)
+            record = stages.collect(made, self.feed, self.found, self.kinds, partial, pace, self.memory)
             parts, tokens, unread = record["parts"], record["tokens"], record["unread"]
         else:
             model = open_model(self.path, kind=self.skeleton.kind, label=self.skeleton.label)

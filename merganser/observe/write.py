@@ -45,5 +45,6 @@ def seal(
 def divided(path: str, key: str, count: int) -> np.ndarray[Any, Any]:
     """A kept sum over its count, f32."""
     with np.load(Path(path), allow_pickle=False) as sums:
-        mean: np.ndarray[Any, Any] = (sums[key] / count).astype(np.float32)
-    return mean
+        total: np.ndarray[Any, Any] = sums[key]
+    total /= count
+    return total.astype(np.float32)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merganser.running.checks import finite
-    from merganser.running.heads import Head, pooled
+    from merganser.running.heads import Head, class_numbers, pool, pooled
     from merganser.running.live import live_tensors
     from merganser.running.model import Model, open_model
     from merganser.running.needs import require
@@ -23,12 +23,14 @@ _HOMES = {
     "Model": "model",
     "Rows": "rows",
     "batches": "tokens",
+    "class_numbers": "heads",
     "encode": "tokens",
     "finite": "checks",
     "live_tensors": "live",
     "open_model": "model",
     "open_skeleton": "skeleton",
     "pad": "tokens",
+    "pool": "heads",
     "pooled": "heads",
     "read_rows": "rows",
     "require": "needs",
@@ -38,12 +40,14 @@ __all__ = [
     "Model",
     "Rows",
     "batches",
+    "class_numbers",
     "encode",
     "finite",
     "live_tensors",
     "open_model",
     "open_skeleton",
     "pad",
+    "pool",
     "pooled",
     "read_rows",
     "require",

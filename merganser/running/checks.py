@@ -19,9 +19,9 @@ def finite(values: torch.Tensor, *, what: str, model: str, rows: Sequence[int]) 
     good = values.isfinite().reshape(len(rows), -1).all(1)
     if bool(good.all()):
         return values
-    bad = int((~good).nonzero()[0])
+    bad = min((~good).nonzero().flatten().tolist(), key=lambda at: rows[at])  # a batch is in the order of lengths
     kind = "NaN" if bool(values[bad].isnan().any()) else "Inf"
     raise NonFiniteError(
-        f"{model}: {what} of row {rows[bad] + 1} hold {kind}, as do {int((~good).sum())} of {len(rows)} rows "
-        "of that batch. `merganser verify MODEL` finds damaged files, `merganser info MODEL` its tensors"
+        f"{model}: {what} of row {rows[bad] + 1} hold {kind} ({int((~good).sum())} of {len(rows)} rows of "
+        "that batch are not finite). `merganser verify MODEL` finds damaged files, `merganser info MODEL` its tensors"
     )

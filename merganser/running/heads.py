@@ -104,6 +104,27 @@ class Head:
         Path(path).write_bytes(header + b"".join(tensor.tobytes() for tensor in tensors.values()))
 
 
+def class_numbers(labels: Sequence[str]) -> dict[str, int]:
+    """What data may call each class: its name, or its number (from 0) where no name is a number."""
+    found = {name: k for k, name in enumerate(labels)}
+    if not any(name.isdecimal() for name in labels):
+        found |= {str(k): k for k in range(len(labels))}
+    return found
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """States [rows, tokens, d] to [rows, d]: the mean over a mask [rows, tokens], the first ("cls"), the last in it."""
+    import torch
+
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "last":
+        ends = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+        return states[torch.arange(len(states)), ends]
+    weight = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weight).sum(1) / weight.sum(1)
+
+
 def pooled(
     model: Model, ids: Sequence[Sequence[int]], *, pooling: Pooling = "mean", normalize: bool = True
 ) -> torch.Tensor:
@@ -111,10 +132,5 @@ def pooled(
     import torch
 
     batch, mask = pad(ids, model.pad_id)
-    states = model.states(batch, mask)
-    if pooling == "cls":
-        features = states[:, 0]
-    else:
-        weight = mask.unsqueeze(-1).to(states.dtype)
-        features = (states * weight).sum(1) / weight.sum(1)
+    features = pool(model.states(batch, mask), mask, pooling)
     return torch.nn.functional.normalize(features, dim=1) if normalize else features

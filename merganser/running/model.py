@@ -240,13 +240,8 @@ def load_module(
 ) -> Any:
     """The torch module out of the directory `place`, or out of tensors in memory."""
     import torch
-    import transformers
 
-    auto = getattr(transformers, _CLASSES[kind])
-    family = (auto if hasattr(auto, "get") else auto._model_mapping).get(type(config), None)
-    if family is None:
-        raise RequestError(f"{name}: transformers has no {kind} for models of type {config.model_type!r}")
-    loader = family[0] if isinstance(family, tuple) else family
+    loader = _family(config, kind, name)
     settings: dict[str, Any] = {
         "config": config,
         "dtype": torch.float32,
@@ -272,6 +267,17 @@ def load_module(
             + ("; an encoder is scored with a head of its own (head:)" if kind == "classifier" else "")
         )
     return module.eval().requires_grad_(False)
+
+
+def _family(config: Any, kind: Kind, name: str) -> Any:
+    """The class of transformers that runs models of this config as `kind`."""
+    import transformers
+
+    auto = getattr(transformers, _CLASSES[kind])
+    family = (auto if hasattr(auto, "get") else auto._model_mapping).get(type(config), None)
+    if family is None:
+        raise RequestError(f"{name}: transformers has no {kind} for models of type {config.model_type!r}")
+    return family[0] if isinstance(family, tuple) else family
 
 
 def _config(folder: Path, name: str) -> Any:

@@ -127,13 +127,13 @@ def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(_MOST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=delimiter, strict=True)
-        header = next(lines, None)
-        if header is None:
-            return
-        if len(set(header)) < len(header):
-            twice = next(name for name in header if header.count(name) > 1)
-            raise RequestError(f"{path}: two columns are called {twice!r}")
         try:
+            header = next(lines, None)
+            if header is None:
+                return
+            if len(set(header)) < len(header):
+                twice = next(name for name in header if header.count(name) > 1)
+                raise RequestError(f"{path}: two columns are called {twice!r}")
             for values in lines:
                 if not values:
                     continue

@@ -25,7 +25,6 @@ def open_skeleton(
     """
     require("torch", "transformers")
     import torch
-    import transformers
 
     checkpoint = open_checkpoint(source, name=label or str(source))
     name = label or str(source)
@@ -38,12 +37,10 @@ def open_skeleton(
     with opening._folder(files) as folder:
         config = opening._config(folder, name)
         chosen = kind or opening._kind(config)
-    loader = getattr(transformers, opening._CLASSES[chosen])
-    if loader._model_mapping.get(type(config), None) is None:
-        raise RequestError(f"{name}: transformers has no {chosen} for models of type {config.model_type!r}")
+    family = opening._family(config, chosen, name)
     try:
         with opening._quiet(), torch.device("meta"):
-            module = loader.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+            module = family._from_config(config, dtype=torch.float32).eval().requires_grad_(False)
         _make_buffers(module)
     except Exception as error:  # whatever transformers has against it
         raise CheckpointError(

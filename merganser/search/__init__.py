@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from merganser.search.run import Found, Searched, search
     from merganser.search.soups import Soup, soup
     from merganser.search.space import Space
-    from merganser.search.writer import check_out
 
 _HOMES = {
     "CallableFitness": "fitness",
@@ -33,7 +32,6 @@ _HOMES = {
     "Soup": "soups",
     "Space": "space",
     "SuiteFitness": "fitness",
-    "check_out": "writer",
     "learn": "learning",
     "localize": "localization",
     "optimise": "optimisers",
@@ -56,7 +54,6 @@ __all__ = [
     "Soup",
     "Space",
     "SuiteFitness",
-    "check_out",
     "learn",
     "localize",
     "optimise",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ class Grafted:
         import torch
 
         _same(base, tuned)
-        self.model = base
+        self.model = copy(base)  # other weights are put into it, and errors are to say so
+        self.model.label = f"{base.label} with entries of {tuned.label}"
         tests = [matcher(pattern) for pattern in patterns]
         theirs = dict(tuned.module.named_parameters(remove_duplicate=False))
         self.places: list[tuple[torch.nn.Parameter, slice]] = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import RequestError, did_you_mean, listing
-from merganser.running import Head, Model, Rows, batches, encode, finite, pad, pooled
+from merganser.running import Head, Model, Rows, batches, class_numbers, encode, finite, pad, pooled
 
 if TYPE_CHECKING:
     import torch
@@ -107,9 +107,7 @@ def read_texts(
             )
         return Texts(ids, None, None, batch)
     names = head.labels if head is not None else model.labels
-    places = {name: k for k, name in enumerate(names)}
-    if not any(name.isdecimal() for name in names):
-        places |= {str(k): k for k in range(len(names))}
+    places = class_numbers(names)
     written = [str(value) for value in rows.column(label)]
     for number, value in enumerate(written, 1):
         if value not in places:

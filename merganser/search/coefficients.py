@@ -66,8 +66,7 @@ class Running:
         if model.unnamed:
             raise RequestError(
                 f"{model.label}: transformers stores {', '.join(model.unnamed[:5])} otherwise than the "
-                f"checkpoint, so no "
-                "gradients reach its coefficients"
+                "checkpoint, so no gradients reach its coefficients"
             )
         self.model = model
         self._call = _Call(model.module)

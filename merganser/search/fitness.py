@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ class SuiteFitness(Fitness):
         live: Live | None = None,
     ) -> None:
         from merganser.evaluate import Suite
+        from merganser.evaluate.metrics import METRICS
 
         self.suite = suite if isinstance(suite, Suite) else Suite.open(suite)
         names = [task.name for task in self.suite.tasks]
@@ -91,8 +92,7 @@ class SuiteFitness(Fitness):
             if combine not in COMBINATIONS:
                 raise RequestError(
                     f"unknown fitness {combine!r}{did_you_mean(combine, COMBINATIONS)} (known: "
-                    f"{', '.join(COMBINATIONS)}, or "
-                    "weights by task, as in imdb=2,mail=1)"
+                    f"{', '.join(COMBINATIONS)}, or weights by task, as in imdb=2,mail=1)"
                 )
         else:
             _known(combine, names, f"suite {self.suite.name!r}")
@@ -104,6 +104,9 @@ class SuiteFitness(Fitness):
             self.suite = Suite(self.suite.name, kept)
         if isinstance(metric, Mapping):
             _known(metric, names, f"suite {self.suite.name!r}")
+        for task in self.suite.tasks:
+            wanted = metric.get(task.name) if isinstance(metric, Mapping) else metric
+            _has(task.name, task.kind, wanted, METRICS[task.kind])
         self.combine = combine
         self.metric = metric
         self.live = live or Live()
@@ -155,13 +158,8 @@ class SuiteFitness(Fitness):
         found = {}
         for name, task in measured["tasks"].items():
             wanted = self.metric.get(name) if isinstance(self.metric, Mapping) else self.metric
-            wanted = wanted or headline(task["kind"], task["metrics"])
-            if wanted is None or wanted not in task["metrics"]:
-                raise RequestError(
-                    f"task {name!r} ({task['kind']}) has no metric "
-                    f"{wanted!r}{did_you_mean(str(wanted), task['metrics'])} "
-                    f"(it has {', '.join(task['metrics'])})"
-                )
+            wanted = str(wanted or headline(task["kind"], task["metrics"]))
+            _has(name, task["kind"], wanted, task["metrics"])
             value = task["metrics"][wanted]
             found[name] = value if HIGHER_IS_BETTER.get(wanted, True) else -value
         return found
@@ -188,3 +186,10 @@ def _known(given: Mapping[str, Any], names: list[str], where: str) -> None:
             raise RequestError(
                 f"{where} has no task {name!r}{did_you_mean(name, names)} (it has {', '.join(names)})"
             )
+
+
+def _has(task: str, kind: str, wanted: str | None, metrics: Iterable[str]) -> None:
+    if wanted is not None and wanted not in (known := list(metrics)):
+        raise RequestError(
+            f"task {task!r} ({kind}) has no metric {wanted!r}{did_you_mean(wanted, known)} (it has {', '.join(known)})"
+        )

@@ -112,8 +112,8 @@ def learn(
 
     coefficients: one for each "task" vector, "layer" (and module outside the layers) of it, or "tensor", which
     is what the authors of adamerging call layer-wise and of atlas a parameter block. objective: "entropy" or
-    "labels"; of language models and pairs only labels are known. steps, rate, batch (rows of a task a "
-    "step), start: defaults by method.
+    "labels"; of language models and pairs only labels are known. steps, rate, batch (rows of a task a step), start:
+    defaults by method.
 
     Differences from the papers: docs/search.md. Memory: (2 + models) x 4 bytes a parameter, and the activations of a
     batch. Raises `RequestError` where the recipe or the suite cannot be used, `NonFiniteError` where the loss is NaN.
@@ -232,9 +232,8 @@ class _Source:
             or not getattr(named.get("weight"), "per_model", False)
         ):
             raise RequestError(
-                f"{name}: coefficients are learned of task vectors, by a method such as task_arithmetic "
-                f"with a base_model, "
-                f"not of {recipe.method.name}"
+                f"{name}: coefficients are learned of task vectors, by a method such as task_arithmetic with "
+                f"a base_model, not of {recipe.method.name}"
             )
         return cls(documents[0], name, directory, recipe)
 
@@ -279,14 +278,12 @@ class _Source:
         count = len(self.places)
         zero = self.weights(self.document([0.0] * count))
         base = self.computed(self.document([0.0] * count))
-        names = float_names(zero)
+        names = dict.fromkeys(float_names(zero))
+        base |= {name: base[name].astype(np.float32, copy=False) for name in names}
         taus: list[Arrays] = []
         for k in range(count):
             one = self.computed(self.document([float(k == j) for j in range(count)]))
-            taus.append(
-                {name: one[name].astype(np.float32) - base[name].astype(np.float32) for name in names}
-            )
-        base = {name: base[name].astype(np.float32) if name in set(names) else base[name] for name in base}
+            taus.append({name: one[name].astype(np.float32, copy=False) - base[name] for name in names})
         trial = [0.3 + 0.4 * k / count for k in range(count)]
         made = self.computed(self.document(trial))
         size = max((float(np.abs(tau[n]).max(initial=0.0)) for tau in taus for n in names), default=0.0)

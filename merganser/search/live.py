@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 class Live:
     """Holds the module of the last candidate; one of the same shapes and config is put into it."""
 
-    def __init__(self, *, threads: int = 0, memory: int | None = None) -> None:
-        self.threads = threads
-        self.memory = memory
+    def __init__(self) -> None:
         self.model: Model | None = None
         self._config: bytes | None = None
 
@@ -27,7 +25,7 @@ class Live:
         shapes = {name: tuple(weights[name].shape) for name in weights}
         held = self.model
         if held is not None and not held.unnamed and held.shapes == shapes and self._config == config:
-            held.fill(live_tensors(weights, threads=self.threads, memory=self.memory))
+            held.fill(live_tensors(weights))
             return held
         self.model = None  # two at once may be more than memory holds
         self.model, self._config = open_model(weights), config

@@ -31,18 +31,19 @@ from merganser.algebra import Entry, Weights
 from merganser.algebra.computed import whole
 from merganser.algebra.rearranged import Array
 from merganser.checkpoint.dtypes import BOOL
+from merganser.engine.workspace import exchange, rename_new
 from merganser.errors import OutputError, RequestError
 from merganser.lineage import statistics_note
 from merganser.running import Head, Rows, open_model, read_rows
 from merganser.running.model import Kind
 from merganser.search._grafted import Grafted, largest, learned
 from merganser.search._texts import read_texts
+from merganser.search.evaluator import Progress
 
 if TYPE_CHECKING:
     import torch
 
 Flat = np.ndarray[Any, Any]
-Progress = Callable[[int, int], None]
 WAYS = ("learned", "largest", "random")
 
 
@@ -108,17 +109,17 @@ class Localization:
         out = Path(out)
         check_out(out, overwrite)
         partial = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+        folder = partial / "found"
+        report = json.dumps(self.report, indent=2, ensure_ascii=False) + "\n"
         try:
-            save_weights(self.mask(), partial / "mask", generator="merganser localize")
-            (partial / "recipe.yaml").write_text(self._recipe(out.resolve() / "mask"))
-            (partial / "report.json").write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
-            partial.chmod(0o755)
-            old = out.with_name(f".{out.name}.old") if out.exists() else None
-            if old is not None:
-                out.rename(old)
-            partial.rename(out)
-            if old is not None:
-                shutil.rmtree(old)
+            folder.mkdir()
+            save_weights(self.mask(), folder / "mask", generator="merganser localize")
+            (folder / "recipe.yaml").write_text(self._recipe(out.resolve() / "mask"), encoding="utf-8")
+            (folder / "report.json").write_text(report, encoding="utf-8")
+            if out.exists():
+                exchange(folder, out)
+            else:
+                rename_new(folder, out)
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
         finally:

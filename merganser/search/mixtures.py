@@ -13,9 +13,11 @@ import numpy as np
 
 from merganser.algebra import Weights
 from merganser.errors import RequestError, did_you_mean
+from merganser.evaluate.metrics import spearman
 from merganser.recipe import as_saved
 from merganser.search.evaluator import Evaluator, Progress, Score
 from merganser.search.fitness import Fitness
+from merganser.search.space import is_number
 
 MOST_SETS = 255
 DRAWS = 2000
@@ -127,12 +129,12 @@ def read_sets(path: str | Path, parts: Sequence[str]) -> list[PartSet]:
         good = (
             isinstance(weights, list)
             and len(weights) == len(chosen)
-            and all(_number(w) and w > 0 for w in weights)
+            and all(is_number(w) and w > 0 for w in weights)
         )
         if not good:
             raise RequestError(f"{place}.weights: expected {len(chosen)} numbers above 0, not {weights!r}")
         true = one.get("true")
-        if true is not None and not _number(true):
+        if true is not None and not is_number(true):
             raise RequestError(f"{place}.true: expected a number, not {true!r}")
         name = one.get("name", "+".join(chosen))
         found.append(
@@ -209,6 +211,8 @@ def _mixed(models: Mapping[str, Weights], one: PartSet) -> Weights:
 
 
 def _agreement(proxy: str, values: np.ndarray[Any, Any], true: np.ndarray[Any, Any], seed: int) -> Agreement:
+    from merganser.compare.inference import kendall
+
     draws = np.random.default_rng(seed)
     found = []
     for _ in range(DRAWS):
@@ -216,25 +220,5 @@ def _agreement(proxy: str, values: np.ndarray[Any, Any], true: np.ndarray[Any, A
         if (rho := spearman(values[chosen], true[chosen])) is not None:
             found.append(rho)
     low, high = map(float, np.quantile(found, [0.025, 0.975])) if len(found) > DRAWS // 2 else (None, None)
-    return Agreement(proxy, len(true), spearman(values, true), kendall(values, true), low, high)
-
-
-def spearman(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float | None:
-    """Spearman's rank correlation, ranks of ties averaged; None where one side does not vary."""
-    from merganser.evaluate.metrics import ranks
-
-    a, b = ranks(x), ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
-    return None if size == 0 else float((a * b).sum()) / size
-
-
-def kendall(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float | None:
-    """Kendall's tau-b; None where one side does not vary."""
-    a, b = np.sign(x[:, None] - x[None]), np.sign(y[:, None] - y[None])
-    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
-    return None if size == 0 else float((a * b).sum()) / size
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    tau = float(kendall([values.tolist(), true.tolist()])[0, 1])
+    return Agreement(proxy, len(true), spearman(values, true), None if math.isnan(tau) else tau, low, high)

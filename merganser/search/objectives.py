@@ -41,8 +41,7 @@ class Objective:
         elif entropy:
             raise RequestError(
                 f"task {task.name!r} ({task.kind}): entropy is of classes; learn from classification tasks, "
-                f"or by a method "
-                "that uses labels"
+                "or by a method that uses labels"
             )
         elif isinstance(task, Perplexity):
             self._loss = _tokens(task, model)
@@ -98,7 +97,7 @@ def _tokens(task: Perplexity, model: Model) -> Loss:
     lead = Marks.of(model).lead()
     assert lead is not None  # prepare refuses models without
     limit = task.window or min(model.positions or WINDOW, WINDOW)
-    ids = [[lead[-1], *one][: limit + 1] for one in bare_ids(task, model, task.texts(task.text))]
+    ids = [[lead[-1], *one][: limit + 1] for one in bare_ids(model, task.texts(task.text))]
 
     def loss(rows: Sequence[int]) -> torch.Tensor:
         given, mask = pad([ids[row][:-1] for row in rows], model.pad_id)

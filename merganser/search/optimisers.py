@@ -50,8 +50,7 @@ class Grid(Optimiser):
         if self.total > evaluations:
             raise RequestError(
                 f"a grid over {len(dimensions)} open numbers has {self.total:,} points at least, more than "
-                f"the {evaluations:,} "
-                "evaluations allowed; allow more, or search by random or cma"
+                f"the {evaluations:,} evaluations allowed; allow more, or search by random or cma"
             )
         self._points = itertools.product(*(_units(one, each) for one in dimensions))
 

@@ -148,8 +148,8 @@ def _slice(model: str, first: int, end: int, total: float) -> dict[str, Any]:
 def _scale(raw: Any, place: str) -> tuple[float, float] | None:
     if raw is None:
         return None
-    good = isinstance(raw, list) and len(raw) == 2 and all(isinstance(x, int | float) and x > 0 for x in raw)
-    if not good or not raw[0] < 1.0 < raw[1]:
+    good = isinstance(raw, list) and len(raw) == 2 and all(isinstance(x, int | float) for x in raw)
+    if not good or not 0 < raw[0] < 1.0 < raw[1] < math.inf:
         raise RequestError(f"{place}.scale: expected [low, high] with 0 < low < 1 < high, not {raw!r}")
     return float(raw[0]), float(raw[1])
 
@@ -165,7 +165,6 @@ def _layers(model: str, place: str, directory: Path | None, scaled: bool) -> int
     if scaled and kind not in SCALED:
         raise RequestError(
             f"{place}.scale: is folded into what layers write to the stream, which is known of "
-            f"{', '.join(SCALED)}, not of "
-            f"{kind}; leave it out"
+            f"{', '.join(SCALED)}, not of {kind}; leave it out"
         )
     return axes.sizes(weights)[layer_axis(reading, None, place)]

@@ -257,7 +257,6 @@ def _found(name: str, weights: Weights, evaluator: Evaluator, scorer: Evaluator 
 def _apart(fitness: Fitness, test: Fitness) -> None:
     if isinstance(fitness, SuiteFitness) and isinstance(test, SuiteFitness) and (same := fitness.same(test)):
         raise RequestError(
-            f"the test suite reads data that is searched on ({listing(same)}); what was chosen on data "
-            f"looks better there "
-            "than it is"
+            f"the test suite reads data that is searched on ({listing(same)}); what was chosen on data looks "
+            "better there than it is"
         )

@@ -139,8 +139,7 @@ class Space:
             if held is not None and held != one:
                 raise RequestError(
                     f"{self.source}: {_told(path[1:])}: another open number is called {one.key!r} and has "
-                    f"other bounds; "
-                    "marks of one name are one number"
+                    "other bounds; marks of one name are one number"
                 )
             if held is None:
                 self._known[one.key] = one
@@ -181,8 +180,7 @@ class Space:
         if isinstance(recipe, Mixture) or not recipe.simple:
             raise RequestError(
                 f"{waiting[0][2]}.by: layers and tensors are told apart in recipes with models:, not in "
-                f"slices, modules or "
-                "mixtures; give the slices open numbers of their own"
+                "slices, modules or mixtures; give the slices open numbers of their own"
             )
         weights, _ = build(recipe)
         names = float_names(weights)
@@ -252,7 +250,7 @@ def _dimension(mark: Mapping[str, Any], place: str, key: str) -> Dimension:
         one = Dimension(key, choices=tuple(choices))
         return Dimension(key, choices=one.choices, start=one.unit(start))
     bounds = mark["search"]
-    good = isinstance(bounds, list) and len(bounds) == 2 and all(_is_number(b) for b in bounds)
+    good = isinstance(bounds, list) and len(bounds) == 2 and all(is_number(b) for b in bounds)
     if not good or not bounds[0] < bounds[1]:
         raise RequestError(f"{place}.search: expected [low, high] with low < high, not {bounds!r}")
     low, high = map(float, bounds)
@@ -269,11 +267,12 @@ def _dimension(mark: Mapping[str, Any], place: str, key: str) -> Dimension:
     one = Dimension(key, low, high, scale == "log", points=points)
     middle = one.value(0.5)
     start = mark.get("start", middle)
-    if not _is_number(start) or not low <= start <= high:
+    if not is_number(start) or not low <= start <= high:
         raise RequestError(f"{place}.start: expected a number from {low:g} to {high:g}, not {start!r}")
     unit = 0.5 if "start" not in mark else one.unit(float(start))
     return Dimension(key, low, high, scale == "log", start=unit, points=points)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a YAML file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

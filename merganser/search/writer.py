@@ -63,11 +63,12 @@ def write_recipe(
 
 
 def path_from(folder: Path, path: str) -> str:
-    """A model's path as a recipe in `folder` finds it; hub ids stay."""
+    """A model's path as a recipe in `folder` finds it; hub ids stay, and so does the name of a link."""
     here = Path(path).expanduser()
     if not here.exists():
         return path
-    return Path(os.path.relpath(here.resolve(), folder.resolve())).as_posix()
+    place = here.resolve() if here.name in ("", "..") else here.parent.resolve() / here.name
+    return Path(os.path.relpath(place, folder.resolve())).as_posix()
 
 
 def _moved(node: Any, source: Path | None, folder: Path) -> Any:

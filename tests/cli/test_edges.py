@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hand_statistics import write_statistics
 from makers import ROOT, write_adapter, write_model
 
 from merganser import cli
@@ -89,7 +90,18 @@ def test_info_collapses_layers_and_tells_gaps(tmp_path: Path, capsys: pytest.Cap
         ("head.w", "head.w", 1, [3]),
     ]
     assert found["config"] == {"model_type": "moe", "vocab_size": 9}
-    assert found["manifest"] is None
+    assert found["manifest"] is None and found["statistics"] is None
+
+
+def test_info_of_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_model(tmp_path / "model", {"w": normal(3)}, {})
+    write_statistics(tmp_path / "gram", "gram", {"w": normal(3)}, model)
+    found = document(capsys, "info", str(tmp_path / "gram"))
+    assert (found["statistics"]["kind"], found["statistics"]["rows"]) == ("gram", 10)
+    assert cli.run(["info", str(tmp_path / "gram")]) == 0
+    out = capsys.readouterr().out
+    assert "sealed by merganser" in out and " from ;" not in out
+    assert f"gram of {model} ({found['statistics']['identity']}) over 10 rows of rows.jsonl" in out
 
 
 def test_text_from_files_cannot_steer_the_terminal(

@@ -80,7 +80,7 @@ def test_logs_of_lm_eval_are_taken_over(
         (("one", "suite.yaml", "x", "--from-lm-eval", "log"), "with OUT alone"),
         (("onee", "suite.yaml", "x"), "onee"),
         (("one", "suit.yaml", "x"), "did you mean 'suite.yaml'"),
-        (("one", "suite.yaml", "no/x"), "folder does not exist"),
+        (("one", "suite.yaml", "suite.yaml/x"), "a file is in the place of its folder"),
         (("recip.yaml", "suite.yaml", "x"), "did you mean 'recipe.yaml'"),
         (("--from-lm-eval", "one", "x"), "holds no results_"),
     ],

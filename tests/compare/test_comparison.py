@@ -14,6 +14,7 @@ from result_makers import classification, classified, judged, perplexity, run, s
 from scipy import stats
 
 from merganser.compare import Run, Samples, compare
+from merganser.compare.concordance import concordance
 from merganser.errors import RequestError
 
 FEW = 400
@@ -211,8 +212,8 @@ def test_choices_that_differ_or_have_probability_0_have_no_divergence_and_are_co
     found = both(a, b)
     assert found["tasks"][0]["outputs"][0]["samples"] == 2
     said = " ".join(found["notes"])
-    assert "1 samples have other choices" in said
-    assert "1 samples have a choice of probability 0" in said
+    assert "1 samples have other choices in a or b and no KL divergence" in said
+    assert "1 samples have a choice of probability 0 in a or b and no KL divergence" in said
 
 
 def test_overall_is_the_mean_of_tasks_and_pooled_is_that_of_samples() -> None:
@@ -331,6 +332,13 @@ def test_ties_share_a_place_and_lower_losses_are_better() -> None:
     found = compare(models, resampled=FEW)["concordance"]
     assert [row["ranks"] for row in found["ranks"]] == [{"a": 2.5, "b": 1.0, "c": 2.5}] * 2
     assert found["mean_tau"] == pytest.approx(1.0)
+
+
+def test_a_score_that_is_no_number_comes_last() -> None:
+    tests: dict[tuple[int, int], float | None] = dict.fromkeys(itertools.combinations(range(3), 2))
+    found = concordance(["s", "t"], ["a", "b", "c"], [[math.nan, 1.0, 2.0], [1.0, 2.0, 3.0]], [tests] * 2)
+    assert found is not None
+    assert found["ranks"][0]["ranks"] == {"a": 3.0, "b": 2.0, "c": 1.0}
 
 
 # What does not fit ----------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from makers import normal, write_model
 
 import merganser as mg
 from merganser.compare import cka, line, relative, singular, transfer
+from merganser.compare.plots import ticks
 from merganser.compare.relation_page import relation_page
-from merganser.compare.relation_plots import curves, layers, ticks
+from merganser.compare.relation_plots import curves, layers
 from merganser.errors import AlgebraError, RequestError
 
 

@@ -11,7 +11,8 @@ from result_makers import classification, classified, judged, perplexity, run, s
 from test_page import read
 
 from merganser.compare import Run, Samples, compare, comparison_page
-from merganser.compare.result_plots import short, ticks
+from merganser.compare.plots import ticks
+from merganser.compare.result_plots import short
 
 EVIL = "<script>alert(1)</script>\"'&\u202e"
 

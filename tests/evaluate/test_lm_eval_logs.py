@@ -171,6 +171,19 @@ def test_every_layout_says_the_same(tmp_path, layout):
     assert "exact_match_stderr,strict-match" not in found.reported["gsm"]
 
 
+def test_choices_without_context_for_mutual_information_are_no_choices(tmp_path):
+    sample = choice(0, 1, [-3.0, -2.5], acc=1.0, acc_mutual_info=0.0)
+    bare = choice(0, 1, [-2.0, -1.0])
+    sample["arguments"] += [("", text) for _, text in bare["arguments"]]
+    for key in ("resps", "filtered_resps"):
+        sample[key] += bare[key]
+    found = read_results(write_new(tmp_path / "log", {"arc": [sample]})).tasks["arc"]
+    assert found.column("choices") == [[" choice 0", " choice 1"]]
+    assert found.column("log_probabilities") == [[-3.0, -2.5]]
+    assert found.column("prediction") == [" choice 1"]
+    assert found.column("metric.acc_mutual_info") == [0.0]
+
+
 def test_layouts_pair_with_each_other_and_other_prompts_do_not(tmp_path):
     found = [read_results(WRITERS[name](tmp_path / name)) for name in WRITERS]
     for task in found[0].tasks:

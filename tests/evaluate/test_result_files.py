@@ -83,9 +83,11 @@ def test_nothing_is_replaced_unasked(tmp_path):
     for place, words in (("mine", "does not look like results"), ("mine/thesis.txt", "not a directory")):
         with pytest.raises(RequestError, match=words):
             results().save(tmp_path / place, overwrite=True)
-    with pytest.raises(RequestError, match="folder does not exist"):
-        results().save(tmp_path / "no" / "where")
+    with pytest.raises(RequestError, match="a file is in the place of its folder"):
+        results().save(tmp_path / "mine" / "thesis.txt" / "deep" / "out")
     assert names(tmp_path) == ["mine", "out"]
+    results().save(tmp_path / "results" / "math")  # its folder is made, as merge and observe do
+    assert names(tmp_path / "results") == ["math"]
 
 
 def test_two_processes_do_not_write_one_place(tmp_path):
@@ -123,6 +125,15 @@ def rewrite(out, drop=None, **changes):
     document["tasks"]["t"] |= changes
     document["tasks"]["t"].pop(drop, None)
     (out / "results.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("wrong", [{"model": "m"}, {"suite": 3}, {"reported": ["x"]}])
+def test_results_of_another_form(tmp_path, wrong):
+    results().save(tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    (tmp_path / "out" / "results.json").write_text(json.dumps(document | wrong))
+    with pytest.raises(RequestError, match="is no results file"):
+        read_results(tmp_path / "out")
 
 
 def test_headlines():
@@ -200,6 +211,24 @@ def test_what_changed_starts_over(place, tmp_path, monkeypatch, changed):
     found = evaluate_into(model, suite, out, resume=changed != "no resume")
     assert ran == (["second", "third"] if changed == "damaged" else list(TASKS))
     assert found.as_json() == evaluate(model, suite).as_json()
+
+
+def test_finished_pairs_without_scores_are_taken_over(tmp_path):
+    from merganser.evaluate import Suite
+    from merganser.evaluate.results import parquet
+    from merganser.evaluate.run import _taken_over
+
+    (tmp_path / "pairs.jsonl").write_text('{"text_a": "x", "text_b": "y"}\n' * 2)
+    task = {"name": "pairs", "kind": "similarity", "data": "pairs.jsonl", "score": None}
+    suite = Suite.open({"tasks": [task]}, folder=tmp_path)
+    columns = {"id": ["0", "1"], "input_digest": ["d", "e"], "similarity": [0.5, 0.25], "target": [None] * 2}
+    made = TaskResult.of("similarity", columns)
+    with Workspace(tmp_path / "out", overwrite=False) as folder:
+        folder.add("pairs.parquet", parquet(made, "pairs", {}))
+        folder.finish("pairs", {})
+        found = dict(_taken_over(folder, suite.tasks))
+    assert found["pairs"].metrics == made.metrics
+    assert found["pairs"].table.equals(made.table)
 
 
 @pytest.mark.models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -117,6 +118,18 @@ def test_a_damaged_cache_is_fetched_again(tmp_path, monkeypatch, harm):
         (folder / fetch.MANIFEST).write_text("[]")
     fetch.fetch(package, tmp_path / "cache")
     assert file.read_bytes() == b"a"
+    assert len(calls) == 2
+
+
+def test_what_another_package_wants_of_the_same_wheel_is_fetched_too(tmp_path, monkeypatch):
+    less, wheel = made(tmp_path, {"tiny/data/a.txt": b"a", "tiny/b.txt": b"b"}, wanted=("tiny/data/a.txt",))
+    more = dataclasses.replace(less, wanted=("tiny/data/", "tiny/b.txt"))
+    calls = offline(monkeypatch, wheel)
+    folder = fetch.fetch(less, tmp_path / "cache")
+    assert not (folder / "tiny/b.txt").exists()
+    assert fetch.fetch(more, tmp_path / "cache") == folder
+    assert (folder / "tiny/b.txt").read_bytes() == b"b"
+    fetch.fetch(less, tmp_path / "cache")
     assert len(calls) == 2
 
 

@@ -27,7 +27,6 @@ TEXTS = [
     "There were 1234 rows, 56 columns and 7 layers in the table.",
 ]
 LABELS = [0, 1, 2, 0, 1, 1, 2]
-OF_TEXT = ("bert", "bert_classifier", "bert_masked", "llama", "llama_tied", "gpt2", "gemma3")
 
 
 def make(family: str, folder: Path, seed: int = 0, *, change: Callable[[Any], None] | None = None) -> Any:
@@ -58,6 +57,21 @@ def make(family: str, folder: Path, seed: int = 0, *, change: Callable[[Any], No
         "mixtral": lambda: t.MixtralForCausalLM(
             t.MixtralConfig(**SIZES, num_key_value_heads=1, num_local_experts=2)
         ),
+        "series": lambda: t.PatchTSTForClassification(
+            t.PatchTSTConfig(
+                num_input_channels=2,
+                context_length=12,
+                patch_length=4,
+                patch_stride=4,
+                d_model=16,
+                num_attention_heads=2,
+                num_hidden_layers=2,
+                ffn_dim=24,
+                num_targets=3,
+                num_labels=3,
+                use_cls_token=True,
+            )
+        ),
         "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**sizes, **picture)),
     }[family]()
     with torch.no_grad():
@@ -66,7 +80,7 @@ def make(family: str, folder: Path, seed: int = 0, *, change: Callable[[Any], No
         if change is not None:
             change(model)
     model.eval().save_pretrained(folder)
-    if family != "vit":
+    if family not in ("vit", "series"):
         tokenizer(folder)
     return model
 

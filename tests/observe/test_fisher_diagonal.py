@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from small_models import LABELS, TEXTS, make, rows_of, stored_name, write_pictures, write_texts
@@ -170,6 +172,24 @@ def test_images(tmp_path):
         return stored_name("vit", stem).removesuffix("weight") + leaf
 
     same(tmp_path / "out/fisher", added(parts), 5, name)
+
+
+def test_series(tmp_path):
+    import torch
+
+    model = make("series", tmp_path / "model").requires_grad_(True)  # positions are not trained, but count
+    series = np.random.default_rng(0).standard_normal((4, 12, 2)).round(3)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"x": one.tolist()}) + "\n" for one in series))
+    observe(tmp_path / "model", data, tmp_path / "out", collect="fisher,mean", values=["x"])
+    parts = []
+    for one in series:
+        given = model(past_values=torch.tensor(one[None], dtype=torch.float32))
+        scores = given.prediction_logits[0].log_softmax(0)
+        parts += [(float(scores[k].detach().exp()), squared(model, -scores[k])) for k in range(3)]
+    expected = {place: value for place, value in added(parts).items() if place in mg.open(tmp_path / "model")}
+    same(tmp_path / "out/fisher", expected, 4)
+    assert "model.encoder.layers.0.ff.0.weight" in mg.open(tmp_path / "out/mean")
 
 
 def test_what_no_loss_depends_on_is_zero_and_told(tmp_path):

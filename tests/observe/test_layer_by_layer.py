@@ -66,8 +66,8 @@ def test_buffers_of_a_skeleton_are_those_of_the_model(family, tmp_path):
         torch.testing.assert_close(buffers[name], value, rtol=0, atol=0)
 
 
-def sparse_llama(folder, hidden=2048, layers=14, vocabulary=512):
-    """A Llama of 1.6 GB whose matrices in the blocks are holes in the file, that is zeros."""
+def sparse_llama(folder, hidden=1024, layers=28, vocabulary=512):
+    """A Llama of 0.8 GB whose matrices in the blocks are holes in the file, that is zeros."""
     import transformers as t
 
     config = t.LlamaConfig(
@@ -108,11 +108,11 @@ def sparse_llama(folder, hidden=2048, layers=14, vocabulary=512):
     return at
 
 
-def test_memory_holds_for_a_model_several_times_larger(tmp_path):
+def test_memory_holds_for_a_model_that_is_larger(tmp_path):
     (tmp_path / "model").mkdir()
     size = sparse_llama(tmp_path / "model")
-    limit = 750 * 2**20
-    assert size > 2 * limit
+    limit = 640 * 2**20
+    assert size > 1.2 * limit
     write_texts(tmp_path / "data.jsonl", ["rows and columns", "a layer"], [0, 0])
     words = ["observe", "model", "data.jsonl", "out", "--memory", str(limit), "--collect", "mean", "--json"]
     found = subprocess.run(
@@ -128,11 +128,11 @@ def test_memory_holds_for_a_model_several_times_larger(tmp_path):
     assert report["layerwise"]
     assert report["peak_memory"] < limit
     mean = mg.open(tmp_path / "out/mean")
-    assert len(mean) == 14 * 7 + 1
+    assert len(mean) == 28 * 7 + 1
     # Matrices of zeros add nothing, so what enters every block is what the embedding gave.
-    first, last = (mean.compute(f"model.layers.{k}.self_attn.q_proj.weight") for k in (0, 13))
+    first, last = (mean.compute(f"model.layers.{k}.self_attn.q_proj.weight") for k in (0, 27))
     scale = mg.open(tmp_path / "model")
-    norms = [scale.compute(f"model.layers.{k}.input_layernorm.weight") for k in (0, 13)]
+    norms = [scale.compute(f"model.layers.{k}.input_layernorm.weight") for k in (0, 27)]
     np.testing.assert_allclose(first / norms[0], last / norms[1], rtol=1e-3)
     assert os.path.getsize(tmp_path / "model/model.safetensors") > size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,92 +16,111 @@ from merganser.observe import observe
 
 pytestmark = pytest.mark.models
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 torch.set_num_threads(1)
 from merganser.observe import observe
-at, collect, layerwise = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1"
-def progress(done, total):
-    if done >= at:
-        os.kill(os.getpid(), signal.SIGKILL)
-observe("model", "data.jsonl", "out", collect=collect, batch=2, layerwise=layerwise, keep_every=0.0, progress=progress)
+for case, (at, collect, layerwise) in json.loads(sys.argv[1]).items():
+    child = os.fork()  # nothing was run yet, so a fork is as good as a new process
+    if child == 0:
+        os.chdir(case)
+        def progress(done, total):
+            if done >= at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        observe("model", "data.jsonl", "out", collect=collect, batch=2, layerwise=layerwise, keep_every=0.0,
+            progress=progress)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, case
 """
 CASES = {
-    "inputs": (4, "gram,mean", False),
+    "inputs": (8, "gram,mean", False),
     "fisher": (13, "fisher,absmax", False),
     "layers": (19, "gram,mean", True),
 }
 
 
-def killed(place, at, collect, layerwise):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder a case, each with what a killed run has left."""
+    place = tmp_path_factory.mktemp("killed")
+    for case in CASES:
+        make("llama", place / case / "model")
+        write_texts(place / case / "data.jsonl", TEXTS * 2, [0] * 14)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(at), collect, str(int(layerwise))],
+        [sys.executable, "-c", KILLED, json.dumps(CASES)],
         cwd=place,
         env=environment({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
-    assert done.returncode == -9, done.stderr
-    assert not (place / "out").exists()
-    return place / ".out.merganser-observe"
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture
+def left(killed, tmp_path, monkeypatch):
+    """Go to a copy of such a folder."""
+
+    def enter(case):
+        shutil.copytree(killed / case, tmp_path / case)
+        monkeypatch.chdir(tmp_path / case)
+        assert not (tmp_path / case / "out").exists()
+        return tmp_path / case
+
+    return enter
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_goes_on_to_the_same_bytes(case, tmp_path, monkeypatch):
-    at, collect, layerwise = CASES[case]
-    make("llama", tmp_path / "model")
-    write_texts(tmp_path / "data.jsonl", TEXTS * 2, [0] * 14)
-    state = json.loads((killed(tmp_path, at, collect, layerwise) / "state.json").read_text())
+def test_a_killed_run_goes_on_to_the_same_bytes(case, left):
+    _, collect, layerwise = CASES[case]
+    place = left(case)
+    state = json.loads((place / ".out.merganser-observe/state.json").read_text())
     assert set(state) > {"fingerprint"}
-    monkeypatch.chdir(tmp_path)
     fields = {"collect": collect, "batch": 2, "layerwise": layerwise, "keep_every": 0.0}
     again = observe("model", "data.jsonl", "out", **fields)
     assert again.resumed
-    assert not (tmp_path / ".out.merganser-observe").exists()
+    assert not (place / ".out.merganser-observe").exists()
     fresh = observe("model", "data.jsonl", "fresh", **fields)
     assert not fresh.resumed
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+    assert files_of(place / "out") == files_of(place / "fresh")
 
 
-def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
+def test_what_was_done_is_not_done_again(left, monkeypatch):
     from merganser.observe import forward
 
-    make("llama", tmp_path / "model")
-    write_texts(tmp_path / "data.jsonl", TEXTS * 2, [0] * 14)
-    killed(tmp_path, 8, "mean", False)
-    monkeypatch.chdir(tmp_path)
+    left("inputs")
     rows = []
     run = forward.run
     monkeypatch.setattr(
         forward, "run", lambda model, batch: rows.append(len(batch.rows)) or run(model, batch)
     )
-    assert observe("model", "data.jsonl", "out", collect="mean", batch=2).resumed
+    assert observe("model", "data.jsonl", "out", collect="gram,mean", batch=2).resumed
     assert rows == [1, 2, 2, 2]  # the look at one row, then what was left: 8 of 14 rows had been kept
 
 
 @pytest.mark.parametrize("what", ["model", "data", "options", "asked", "damaged"])
-def test_another_request_starts_over(what, tmp_path, monkeypatch):
-    make("llama", tmp_path / "model")
-    write_texts(tmp_path / "data.jsonl", TEXTS * 2, [0] * 14)
-    home = killed(tmp_path, 8, "mean", False)
-    monkeypatch.chdir(tmp_path)
-    fields = {"collect": "mean", "batch": 2}
+def test_another_request_starts_over(what, left):
+    place = left("inputs")
+    fields = {"collect": "gram,mean", "batch": 2}
     if what == "model":
-        make("llama", tmp_path / "model", seed=1)
+        shutil.rmtree(place / "model")
+        make("llama", place / "model", seed=1)
     elif what == "data":
-        write_texts(tmp_path / "data.jsonl", TEXTS[::-1] * 2, [0] * 14)
+        write_texts(place / "data.jsonl", TEXTS[::-1] * 2, [0] * 14)
     elif what == "options":
         fields["max_length"] = 5
     elif what == "asked":
         fields["resume"] = False
     else:
-        raw = bytearray((home / "inputs.npz").read_bytes())
+        path = place / ".out.merganser-observe/inputs.npz"
+        raw = bytearray(path.read_bytes())
         raw[200] ^= 1
-        (home / "inputs.npz").write_bytes(raw)
+        path.write_bytes(raw)
     observe("model", "data.jsonl", "out", **fields)
     observe("model", "data.jsonl", "fresh", **fields)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+    assert files_of(place / "out") == files_of(place / "fresh")
 
 
 def test_two_at_once_are_refused(tmp_path):

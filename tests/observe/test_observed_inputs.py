@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 from small_models import (
-    OF_TEXT,
     TEXTS,
     inputs_by_hand,
     make,
@@ -39,7 +38,7 @@ def close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("family", [*OF_TEXT, "vit"])
+@pytest.mark.parametrize("family", ["bert_classifier", "bert_masked", "llama", "gpt2", "vit"])
 def test_every_linear_layer_of_a_family(family, tmp_path):
     model = make(family, tmp_path / "model")
     picture = family == "vit"
@@ -47,7 +46,7 @@ def test_every_linear_layer_of_a_family(family, tmp_path):
     fields = {"values": ["pixels"]} if picture else {}
     report = observe(tmp_path / "model", data, tmp_path / "out", collect=KINDS, batch=3, **fields)
     seen = inputs_by_hand(model, rows_of(family, tmp_path / "model", data))
-    if family in ("gpt2", "gemma3", "llama_tied", "bert_masked"):  # their output heads are tied to embeddings
+    if family in ("gpt2", "bert_masked"):  # their output heads are tied to embeddings
         seen.pop("lm_head", None)
         seen.pop("cls.predictions.decoder", None)
     expected = {stored_name(family, place): x for place, x in seen.items()}
@@ -123,8 +122,8 @@ def test_sums_of_many_tokens_stay_accurate():
     from merganser.observe.sums import Sums
 
     random = np.random.default_rng(0)
-    x = (random.standard_normal((30_000, 300)) + 3).astype(np.float32)
-    sums = Sums([Tap("a", ("a.weight",), 300)], KINDS.split(","))
+    x = (random.standard_normal((10_000, 140)) + 3).astype(np.float32)
+    sums = Sums([Tap("a", ("a.weight",), 140)], KINDS.split(","))
     for part in np.array_split(x, 3):
         sums.add("a", torch.from_numpy(part))
     sums.finish()

@@ -219,6 +219,8 @@ def test_a_pattern_that_matches_nothing_is_an_error(parents):
         match=r"parameters.lambda: no tensor matches the pattern 'haed.w'; did",
     ):
         built(two("method", "task_arithmetic", "lambda: {haed.w: 0, '*': 1}"))
+    with pytest.raises(RequestError, match="is it an open number[?] `merganser search`"):
+        built(two("method", "task_arithmetic", "lambda: {search: [0, 1]}"))
 
 
 def test_linear_in_our_form_only_borrows_from_the_base(parents):

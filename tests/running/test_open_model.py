@@ -187,6 +187,9 @@ def test_nan_is_told_with_the_row():
     values[1, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="m: logits of row 6 hold NaN"):
         finite(values, what="logits", model="m", rows=[4, 5, 6])
+    values[2, 1] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"row 3 hold Inf \(2 of 3 rows"):  # the first in the data
+        finite(values, what="logits", model="m", rows=[4, 5, 2])
 
 
 def test_identity_knows_fine_tunes_apart_and_not_shards(tmp_path):

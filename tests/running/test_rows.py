@@ -53,6 +53,7 @@ def test_parquet(tmp_path):
         ("a.csv", "a,b\n1\n", "line 2 has 1 fields and the header 2"),
         ("a.csv", "a,a\n1,2\n", "two columns are called 'a'"),
         ("a.csv", 'a,b\n"1,2\n', "line 2"),
+        ("a.csv", '"a"b,c\n1,2\n', "line 1"),
         ("a.txt", "\n \n", "has no rows"),
         ("a.xls", "a", "not a kind of data"),
     ],

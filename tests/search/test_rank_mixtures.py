@@ -12,7 +12,7 @@ from toy_models import near, toys, written
 import merganser as mg
 from merganser.errors import RequestError
 from merganser.search import rank_mixtures, read_sets
-from merganser.search.mixtures import PartSet, every_set, kendall, spearman
+from merganser.search.mixtures import PartSet, _agreement, every_set
 
 
 @pytest.fixture
@@ -58,10 +58,11 @@ def test_shares_and_true_scores(models: dict, tmp_path: Path) -> None:
 def test_rank_correlations_are_scipys() -> None:
     draws = np.random.default_rng(0)
     x, y = draws.integers(0, 4, 20).astype(float), draws.standard_normal(20)
-    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
-    assert spearman(np.ones(5), y[:5]) is None
-    assert kendall(np.ones(5), y[:5]) is None
+    found = _agreement("proxy", x, y, 0)
+    assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found.kendall == pytest.approx(stats.kendalltau(x, y).statistic)
+    nothing = _agreement("proxy", np.ones(5), y[:5], 0)
+    assert nothing.spearman is nothing.kendall is nothing.low is None
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ def test_a_route_is_found_and_rebuilt(place: Path) -> None:
         ({"repeats": 0}, "repeats: expected a whole number"),
         ({"start": "frist"}, "none of the models; did you mean 'first'"),
         ({"scale": [2, 3]}, "0 < low < 1 < high"),
+        ({"scale": [0.5, float("inf")]}, "0 < low < 1 < high"),
         ({"layers": 3}, "route.layers: unknown key"),
     ],
 )

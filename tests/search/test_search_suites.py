@@ -55,7 +55,9 @@ def test_tasks_are_combined_as_asked(place: Path) -> None:
     assert list(only.measure(weights)["tasks"]) == ["place"]
     assert only.identity != mean.identity
     with pytest.raises(RequestError, match="has no metric 'los'; did you mean 'loss'"):
-        SuiteFitness("val.yaml", metric="los").score(measured)
+        SuiteFitness("val.yaml", metric="los")  # before anything runs
+    with pytest.raises(RequestError, match="has no metric 'f1'"):
+        SuiteFitness("val.yaml", metric={"sign": "f1"})
     for combine, told in (
         ("means", "did you mean 'mean'"),
         ({"sing": 1.0}, "has no task 'sing'; did you mean 'sign'"),

@@ -59,6 +59,14 @@ def test_the_recipe_makes_the_soup(place: Path) -> None:
     assert len(yaml.safe_load((place / "out" / "all.yaml").read_text())["models"]) == 2
 
 
+def test_a_link_to_a_model_stays_in_the_recipe(place: Path) -> None:
+    (place / "links").mkdir()
+    (place / "links" / "run").symlink_to(place / "a")
+    soup_into(["base", "links/run"], near(0.5, 0.5), place / "soup.yaml")
+    document = yaml.safe_load((place / "soup.yaml").read_text())
+    assert [one["model"] for one in document["models"]] == ["base", "links/run"]
+
+
 def test_wrong_requests_are_told(place: Path) -> None:
     models = [mg.open("a", name="a"), mg.open("b", name="b")]
     with pytest.raises(RequestError, match="unknown soup 'gredy'; did you mean 'greedy'"):

@@ -1,0 +1,156 @@
+"""The zoo's report on a zoo of tiny models: choices on validation rows, scores kept, the page out of what is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("pyarrow")
+
+import tiny_zoo  # noqa: E402
+from demo.fetch import DemoError  # noqa: E402
+from rich.console import Console  # noqa: E402
+from tiny_zoo import CUT  # noqa: E402
+
+import merganser as mg  # noqa: E402
+from merganser import methods  # noqa: E402
+from merganser.evaluate import evaluate, read_results  # noqa: E402
+from zoo import build, candidates, page, report, scores  # noqa: E402
+from zoo.claims import CLAIMS  # noqa: E402
+from zoo.figures import Figure  # noqa: E402
+
+pytestmark = pytest.mark.models
+CHOSEN = ("mean", "task_arithmetic", "fisher", "regmean", "tall_masks", "adamerging, by task")
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("report")
+    base = tiny_zoo.base(place / "base")
+    (place / "root").mkdir()
+    build.train(
+        place / "root", base, tiny_zoo.tasks(), tiny_zoo.domains(), CUT, Console(file=io.StringIO()), 0
+    )
+    return scores.Zoo.open(place / "root")
+
+
+@pytest.fixture(scope="module")
+def plans(zoo):
+    found = []
+    for family in report.FAMILIES:
+        plan = report.Plan(zoo, family)
+        plan.candidates = [one for one in plan.candidates if one.name in CHOSEN]
+        report.score_all(plan, 0, Console(file=io.StringIO()), None)
+        found.append(plan)
+    return found
+
+
+def test_figures_over_seeds():
+    values = [0.70, 0.72, 0.77]
+    figure = Figure.of(values)
+    assert figure.mean == pytest.approx(np.mean(values)) and figure.seeds == 3
+    assert figure.half == pytest.approx(4.303 * np.std(values, ddof=1) / math.sqrt(3), rel=1e-4)
+    assert Figure.of([0.5]).half is None and Figure.of([0.5]).sign == 0
+    assert (Figure.of([1.0, 2.0]).sign, Figure.of([-1.0, -1.01]).sign, Figure.of([-1.0, 1.0]).sign) == (
+        0,
+        -1,
+        0,
+    )
+    assert Figure.of([0.5, 0.5]).show(100, 1, signed=True) == "+50.0 ± 0.0"
+
+
+def test_every_candidate_is_a_method_with_arguments_it_takes():
+    import inspect
+
+    assert len(candidates.BY_NAME) == len(candidates.ALL)
+    for one in candidates.ALL:
+        taken = inspect.signature(methods.get(one.method).function).parameters
+        for setting in one.settings:
+            assert set(setting) <= set(taken), one.name
+    covered = {one.method for one in candidates.ALL} | set(candidates.PAIRWISE)
+    ours = {n for n, m in methods.all_methods().items() if m.function.__module__.startswith("merganser.")}
+    assert covered == ours
+    known = {*candidates.BY_NAME, "base", "multitask", "specialists", "ensemble"}
+    assert all({claim.better, claim.worse} <= known for claim in CLAIMS)
+
+
+def test_settings_are_chosen_on_validation_rows_and_test_rows_are_scored_once(plans):
+    plan = next(plan for plan in plans if plan.family == "minilm")
+    one = candidates.BY_NAME["task_arithmetic"]
+    means = [np.mean([score.mean() for score in each]) for each in plan.choices(one)]
+    assert plan.chosen(one) == one.settings[int(np.argmax(means))]
+    test_rows = [p.name for p in (plan.zoo.root / "scores").glob("minilm-test-task_arithmetic-*")]
+    assert len(test_rows) == len(plan.seeds) == 1
+
+
+def test_a_score_is_that_of_the_merge_by_hand(plans):
+    plan = next(plan for plan in plans if plan.family == "minilm")
+    (score,) = plan.test(candidates.BY_NAME["mean"])
+    _, *siblings = (mg.open(path) for path in score.parents)
+    merged = sum(siblings[1:], siblings[0]) * (1 / len(siblings))
+    by_hand = evaluate(merged, plan.zoo.suite("minilm", "test"))
+    kept = read_results(score.folder)
+    for task in plan.zoo.over("minilm"):
+        assert kept.tasks[task].column("id") == by_hand.tasks[task].column("id")
+        assert np.allclose(kept.tasks[task].column("loss"), by_hand.tasks[task].column("loss"), atol=1e-5)
+
+
+def test_the_page_says_what_is_there_and_what_is_missing(plans):
+    text = page.render(plans)
+    lines = text.split("## Four small Llamas")[0].splitlines()
+    rows = {row.split(" | ")[0].strip("| *"): row for row in lines if row.startswith("| ")}
+    for name in (*CHOSEN, "base", "specialists", "ensemble", "multitask"):
+        assert name in rows, name
+    plan = next(plan for plan in plans if plan.family == "minilm")
+    mean = plan.test(candidates.BY_NAME["mean"])[0].mean()
+    assert f"{100 * mean:.1f}" in rows["mean"]
+    assert "| open |" in text and "seen**" not in text  # one seed proves nothing
+    plan.candidates = [*plan.candidates, candidates.BY_NAME["ties"]]
+    try:
+        assert "Not scored yet: ties." in page.render(plans)
+    finally:
+        plan.candidates.pop()
+
+
+def test_the_ensemble_is_the_mean_of_probabilities(plans):
+    plan = next(plan for plan in plans if plan.family == "minilm")
+    found = page.rows_of(plan)["ensemble"][plan.seeds[0]]
+    siblings = [s for s in plan.roles(plan.seeds[0]) if s.what.startswith("sibling")]
+    task = plan.zoo.over("minilm")[0]
+    tables = [read_results(s.folder).tasks[task] for s in siblings]
+    right = 0
+    for row in range(tables[0].rows):
+        probabilities = sum(np.exp(t.column("log_probabilities")[row]) for t in tables)
+        right += (
+            tables[0].column("choices")[row][int(np.argmax(probabilities))] == tables[0].column("answer")[row]
+        )
+    assert found[task] == pytest.approx(right / tables[0].rows)
+
+
+def test_what_is_scored_is_not_scored_again(plans, monkeypatch):
+    def fail(score):
+        raise AssertionError(score.name)
+
+    monkeypatch.setattr(scores, "make", fail)
+    for plan in plans:
+        report.score_all(plan, 0, Console(file=io.StringIO()), None)
+    damaged = plans[0].test(candidates.BY_NAME["mean"])[0]
+    kept = (damaged.folder / "results.json").read_text()
+    (damaged.folder / "results.json").unlink()
+    with pytest.raises(AssertionError, match="mean"):
+        report.score_all(plans[0], 0, Console(file=io.StringIO()), None)
+    (damaged.folder / "results.json").write_text(kept)
+
+
+def test_without_a_zoo(tmp_path):
+    with pytest.raises(DemoError, match="run make zoo first"):
+        scores.Zoo.open(tmp_path)
+    (tmp_path / "zoo.json").write_text(json.dumps({"tasks": {}, "domains": {}, "models": []}))
+    assert scores.Zoo.open(tmp_path).seeds("minilm") == []
