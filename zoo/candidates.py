@@ -45,7 +45,7 @@ ALL: Sequence[Candidate] = (
     Candidate(MEAN, "linear"),
     Candidate(SUM, "task_arithmetic", _weights(0.15, 0.3, 0.5, 0.8)),
     Candidate("ties", "ties", _scales(0.3, 0.6, 1.0, 1.5)),
-    Candidate("tsv_m", "tsv_m", _scales(0.25, 0.5, 1.0)),
+    Candidate("tsv_m", "tsv_m", _scales(0.5, 1.0, 1.5, 2.0)),
     Candidate("fisher", "fisher", statistics="fisher"),
     Candidate("regmean", "regmean", statistics="gram"),
     Candidate(

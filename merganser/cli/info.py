@@ -67,7 +67,9 @@ def command(
         console.say(f"sealed by merganser {m['version']}{parents}; digest {m['digest']}")
     if found["statistics"]:
         s = found["statistics"]
-        console.say(f"statistics: {s['kind']} of {s['model']} ({s['identity']}) over {s['rows']} rows of {s['data']}")
+        console.say(
+            f"statistics: {s['kind']} of {s['model']} ({s['identity']}) over {s['rows']} rows of {s['data']}"
+        )
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

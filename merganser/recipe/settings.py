@@ -92,7 +92,7 @@ class Setting:
             if rule.pattern is not None and rule.pattern != "*" and not any(map(rule.applies, names)):
                 near = did_you_mean(rule.pattern, names)
                 if rule.pattern in ("search", "choice"):
-                    near = "; is it an open number? `merganser search` makes recipes of recipes that have those"
+                    near = "; a recipe with open numbers is one for `merganser search`"
                 raise RequestError(f"{self.place}: no tensor matches the pattern {rule.pattern!r}{near}")
 
     def idle_filters(self, names: Iterable[str]) -> list[str]:

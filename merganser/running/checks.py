@@ -19,7 +19,8 @@ def finite(values: torch.Tensor, *, what: str, model: str, rows: Sequence[int]) 
     good = values.isfinite().reshape(len(rows), -1).all(1)
     if bool(good.all()):
         return values
-    bad = min((~good).nonzero().flatten().tolist(), key=lambda at: rows[at])  # a batch is in the order of lengths
+    # The first in the data: a batch is in the order of lengths.
+    bad = min((~good).nonzero().flatten().tolist(), key=lambda at: rows[at])
     kind = "NaN" if bool(values[bad].isnan().any()) else "Inf"
     raise NonFiniteError(
         f"{model}: {what} of row {rows[bad] + 1} hold {kind} ({int((~good).sum())} of {len(rows)} rows of "

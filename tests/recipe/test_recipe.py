@@ -219,7 +219,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(parents):
         match=r"parameters.lambda: no tensor matches the pattern 'haed.w'; did",
     ):
         built(two("method", "task_arithmetic", "lambda: {haed.w: 0, '*': 1}"))
-    with pytest.raises(RequestError, match="is it an open number[?] `merganser search`"):
+    with pytest.raises(RequestError, match="open numbers is one for `merganser search`"):
         built(two("method", "task_arithmetic", "lambda: {search: [0, 1]}"))
 
 
