@@ -127,7 +127,11 @@ def score_of(
     made_from = {
         "merganser": __version__,
         "what": what,
-        "method": [candidate.method, candidate.statistics, dict(candidate.learned or {})]
+        "method": [
+            candidate.method,
+            candidate.statistics and [candidate.statistics, STATISTICS_ROWS],
+            dict(candidate.learned or {}),
+        ]
         if candidate
         else None,
         "setting": dict(setting or {}),
@@ -255,7 +259,7 @@ def _statistics(score: Score, model: str, task: str, kind: str) -> Path:
     """Fisher information or Gram matrices of a parent over its own task's calibration rows."""
     from merganser.observe import observe
 
-    out = score.root / "statistics" / f"{Path(model).name}-{kind}"
+    out = score.root / "statistics" / f"{Path(model).name}-{kind}-{STATISTICS_ROWS}"
     if not (out / kind).is_dir():
         out.parent.mkdir(exist_ok=True)
         data = score.root / "suites" / "calibration" / f"{task}.jsonl"

@@ -138,7 +138,8 @@ def read_results(path: str | Path) -> Results:
     if is_lm_eval(path):
         return read_lm_eval(path)
     if not path.exists():
-        raise RequestError(f"there are no results at {str(path)!r}")
+        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise RequestError(f"there are no results at {str(path)!r}{did_you_mean(path.name, beside)}")
     raise RequestError(
         f"{path}: holds no results: neither a results.json of `merganser evaluate` nor results and samples of lm-eval"
     )

@@ -14,6 +14,7 @@ from merganser.observe.options import Options
 from merganser.observe.pace import Pace
 from merganser.observe.partial import Array, Partial
 from merganser.running import Head, Model, Rows, finite, pooled
+from merganser.running.heads import class_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -44,18 +45,15 @@ def mode_of(model: Model, options: Options, head: Head | None) -> str:
 
 def answers(rows: Rows, column: str, labels: Sequence[str], model: str) -> list[int]:
     """The class of each row: a label by name, or its number. `RequestError` for one that is not known, with its row."""
+    numbers = class_numbers(labels)
     found = []
     for number, value in enumerate(rows.column(column), 1):
-        text = str(value)
-        if not isinstance(value, bool) and text in labels:
-            found.append(list(labels).index(text))
-        elif not isinstance(value, bool) and text.isdecimal() and int(text) < len(labels):
-            found.append(int(text))
-        else:
+        if isinstance(value, bool) or str(value) not in numbers:
             raise RequestError(
-                f"{rows.path}: row {number} has the label {text!r}, which {model} does not know"
-                f"{did_you_mean(text, labels)} (its labels: {listing(labels, 12)})"
+                f"{rows.path}: row {number} has the label {str(value)!r}, which {model} does not know"
+                f"{did_you_mean(str(value), labels)} (its labels: {listing(labels, 12)})"
             )
+        found.append(numbers[str(value)])
     return found
 
 

@@ -90,7 +90,7 @@ class Setting:
         names = list(names)
         for rule in self.rules:
             if rule.pattern is not None and rule.pattern != "*" and not any(map(rule.applies, names)):
-                near = did_you_mean(rule.pattern, names)
+                near = did_you_mean(rule.pattern, [*names, "search", "choice"])
                 if rule.pattern in ("search", "choice"):
                     near = "; a recipe with open numbers is one for `merganser search`"
                 raise RequestError(f"{self.place}: no tensor matches the pattern {rule.pattern!r}{near}")

@@ -127,6 +127,12 @@ def rewrite(out, drop=None, **changes):
     (out / "results.json").write_text(json.dumps(document))
 
 
+def test_a_misspelt_place_is_told(tmp_path):
+    results().save(tmp_path / "math")
+    with pytest.raises(RequestError, match="mtah'; did you mean 'math'"):
+        read_results(tmp_path / "mtah")
+
+
 @pytest.mark.parametrize("wrong", [{"model": "m"}, {"suite": 3}, {"reported": ["x"]}])
 def test_results_of_another_form(tmp_path, wrong):
     results().save(tmp_path / "out")

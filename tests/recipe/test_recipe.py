@@ -221,6 +221,8 @@ def test_a_pattern_that_matches_nothing_is_an_error(parents):
         built(two("method", "task_arithmetic", "lambda: {haed.w: 0, '*': 1}"))
     with pytest.raises(RequestError, match="open numbers is one for `merganser search`"):
         built(two("method", "task_arithmetic", "lambda: {search: [0, 1]}"))
+    with pytest.raises(RequestError, match="'serach'; did you mean 'search'"):
+        built(two("method", "task_arithmetic", "lambda: {serach: [0, 1]}"))
 
 
 def test_linear_in_our_form_only_borrows_from_the_base(parents):

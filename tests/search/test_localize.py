@@ -286,7 +286,7 @@ def test_what_cannot_be_localized_is_refused(siblings, tmp_path):
 
     other["classifier.bias"] = other["classifier.bias"] * np.float32(np.nan)
     save_file(other, broken / "model.safetensors", metadata={"format": "pt"})
-    refused("base with entries of broken: logits of row 1 hold NaN", model=broken, error=NonFiniteError)
+    refused("with entries of .*broken: logits of row 1 hold NaN", model=broken, error=NonFiniteError)
 
 
 def test_nothing_half_written(found, siblings, tmp_path, monkeypatch):
