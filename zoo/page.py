@@ -117,10 +117,10 @@ def family(plan: Plan) -> list[str]:
     sign = 1 if plan.family == "minilm" else -1
     merges.sort(key=lambda name: -sign * Figure.of([_mean(v) for v in rows[name].values()]).mean)
     for name in (*order, *merges):
-        values = rows[name]
+        values = rows[name] if name != "base" else dict(list(rows[name].items())[:1])  # it has no seeds
         cells = [Figure.of([v[t] for v in values.values()]).show(scale, digits) for t in tasks]
         mean = Figure.of([_mean(v) for v in values.values()])
-        gap = _difference(values, rows.get(MEAN, {}))
+        gap = _difference(rows[name], rows.get(MEAN, {}))
         setting = _setting(plan, name)
         shown = gap.show(scale, digits, signed=True) if gap is not None and name != MEAN else ""
         lines.append(

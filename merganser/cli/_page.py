@@ -13,18 +13,19 @@ def check(html: Path | None, overwrite: bool) -> None:
     """Before the work: can the page be written where it is wanted?"""
     if html is None:
         return
-    if html.is_dir() or not html.parent.is_dir():
-        raise RequestError(
-            f"--html {html}: {'is a directory' if html.is_dir() else 'its folder does not exist'}"
-        )
+    if html.is_dir():
+        raise RequestError(f"--html {html}: is a directory")
+    if not next(place for place in html.absolute().parents if place.exists()).is_dir():
+        raise RequestError(f"--html {html}: a file is in the place of its folder")
     if html.exists() and not overwrite:
         raise RequestError(f"{html}: already exists. Choose another name, or pass --overwrite to replace it")
 
 
 def write(html: Path, content: str) -> None:
-    """Beside its place first, so that the page appears whole."""
+    """Beside its place first, so that the page appears whole; a folder that is missing is made."""
     partial = None
     try:
+        html.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=html.parent, prefix=f".{html.name}.", delete=False
         ) as file:

@@ -40,6 +40,13 @@ def command(
         list[str] | None,
         typer.Option(help="Several runs (seeds) of one model.", metavar="NAME=RESULTS,RESULTS,..."),
     ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            help="The suite that the results are of: examples then show what the models were given.",
+            metavar="SUITE.yaml",
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page with plots to this file.")
     ] = None,
@@ -62,6 +69,7 @@ def command(
     models, names = _models(results or [], group or [])
     chosen = [_named(name.strip(), names) for name in parents.split(",")] if parents else []
     from merganser.compare import compare, comparison_page
+    from merganser.evaluate import Suite
 
     found = compare(
         models,
@@ -73,6 +81,7 @@ def command(
         confidence=confidence,
         examples=examples,
         allow_missing=allow_missing,
+        suite=None if suite is None else Suite.open(suite),
     )
     if html is not None:
         _page.write(html, comparison_page(found))

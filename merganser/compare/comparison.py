@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from merganser.compare.samples import Array, Run, Task, line_up
 from merganser.compare.scores import Measure, Ratio, measures_of
 from merganser.errors import RequestError, did_you_mean
 
+if TYPE_CHECKING:
+    from merganser.evaluate import Suite
+
 Row = dict[str, Any]
 FEW = 30
 """Samples below which a percentile interval is known to be too short."""
@@ -45,6 +48,7 @@ def compare(
     confidence: float = 0.95,
     examples: int = 20,
     allow_missing: bool = False,
+    suite: Suite | None = None,
 ) -> Row:
     """Compare models by their results on the same samples.
 
@@ -65,8 +69,11 @@ def compare(
       (P312, P036), spread over runs (P161), rank agreement between tasks (P098): see `flips`, `outputs`,
       `concordance`.
 
-    Raises `RequestError` for names that are not there and for samples that do not pair (see
-    `samples.line_up`).
+    With `suite`, the one that the results are of, examples have `given`: the first 300 characters of what the
+    models were given.
+
+    Raises `RequestError` for names that are not there, for samples that do not pair (see `samples.line_up`),
+    and for a suite that does not have them (see `given.with_inputs`).
     """
     groups = {name: [run] if isinstance(run, Run) else list(run) for name, run in models.items()}
     names = list(groups)
@@ -81,7 +88,12 @@ def compare(
         start += len(group)
     plan = _Plan(names, columns, reference, resampled, seed, confidence, examples)
     notes = list(lined.notes)
-    rated = [(task, measures_of(task)) for task in lined.tasks]
+    paired = lined.tasks
+    if suite is not None:
+        from merganser.compare.given import with_inputs
+
+        paired = with_inputs(paired, suite)
+    rated = [(task, measures_of(task)) for task in paired]
     tasks = [_Scored(task, measures, plan, notes) for task, measures in rated if measures]
     if not tasks:
         raise RequestError("no task has a score (right, loss, nats, similarity) in all models")

@@ -208,7 +208,10 @@ def _example(task: Task, row: int, shown: Sequence[tuple[str, int]]) -> dict[str
             "right": bool(one.numbers["right"][row] == 1),
             "loss": loss if math.isfinite(loss) else None,
         }
-    return {"id": cut(first.ids[row]), "answer": cut(first.texts["answer"][row]), "outputs": outputs}
+    found: dict[str, Any] = {"id": cut(first.ids[row])}
+    if task.given is not None:
+        found["given"] = task.given[row]
+    return found | {"answer": cut(first.texts["answer"][row]), "outputs": outputs}
 
 
 def cut(text: str | None) -> str | None:

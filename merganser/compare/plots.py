@@ -15,8 +15,12 @@ SERIES = 8
 
 def text(value: object) -> str:
     """Text for a page: markup escaped, and characters that hide or turn the text around shown as their code."""
-    shown = _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(value))
-    return escape(shown, quote=True)
+    return escape(visible(str(value)), quote=True)
+
+
+def visible(value: str) -> str:
+    """Text whose characters that hide or turn it around are shown as their code."""
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
 
 
 def heatmap(labels: Sequence[str], values: Sequence[Sequence[float | None]], title: str) -> str:

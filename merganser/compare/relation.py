@@ -14,7 +14,7 @@ import numpy as np
 from merganser._version import __version__
 from merganser.algebra import Weights
 from merganser.compare import cka, line, relative, singular, spaces, transfer
-from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean
+from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean, listing
 from merganser.running import Head, encode, open_model
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Data:
     """What models are run on.
 
     tasks: for losses on the line. texts: the rows of states and spaces, with their labels where they have any, and the
-    head of encoders. max_length: tokens a text is cut after.
+    head of encoders. max_length: tokens a text is cut after. unlabelled: says of rows which column of labels they lack.
     """
 
     tasks: tuple[Task, ...]
@@ -44,6 +44,7 @@ class Data:
     max_length: int | None = None
     name: str = ""
     digest: str = ""
+    unlabelled: str = ""
 
 
 def read_data(
@@ -78,6 +79,7 @@ def read_data(
         raise RequestError(f"{path}: is no suite (.yaml), so it has no task {task!r}")
     found = read_rows(path)
     labelled = label or ("label" if "label" in found.columns else None)
+    lacking = f"{path}: no column 'label'{did_you_mean('label', found.columns)}; it has {listing(found.columns, 12)}"
     settings: dict[str, Any] = {"name": "data", "data": str(path.resolve()), "text": text}
     if rows is not None:
         settings["limit"] = rows
@@ -88,14 +90,15 @@ def read_data(
         settings |= {} if max_length is None else {"max_length": max_length}
     else:
         if head is not None:
-            raise RequestError(f"--head: {path} has no labels to score it on (--label names their column)")
+            raise RequestError(f"{lacking}. A --head is scored on labels; --label names their column")
         settings |= {"kind": "perplexity"}
     suite = Suite.open({"name": path.name, "tasks": [settings]})
     suite.check()
     texts = tuple(suite.tasks[0].texts(text))
     answers = None if labelled is None else tuple(str(value) for value in found.column(labelled))
     opened = None if head is None else Head.open(head)
-    return Data(suite.tasks, texts, answers, opened, max_length, path.name, found.digest)
+    lacking = "" if labelled is not None else lacking
+    return Data(suite.tasks, texts, answers, opened, max_length, path.name, found.digest, lacking)
 
 
 def _of_suite(tasks: Sequence[Task], name: str, digest: str, chosen: str | None, rows: int | None) -> Data:
@@ -247,6 +250,11 @@ def _each(
         row: Row = {"model": weights.label, "kind": model.kind, "identity": model.identity}
         if "line" in wanted:
             with work.part("scores", weights.label):
+                if data.unlabelled and model.kind != "causal":
+                    raise RequestError(
+                        f"{data.unlabelled}. {weights.label} is run as {model.kind}, whose losses are of labels; "
+                        "--label names their column"
+                    )
                 scores[weights.label] = {task.name: line.score(model, task) for task in data.tasks}
                 row["scores"] = {
                     name: {"loss": one.loss, "right": one.right}

@@ -23,6 +23,11 @@ def words(value: object) -> Cell:
     return cell("" if value is None else cut(str(value)), "said")
 
 
+def given(value: str | None) -> Cell | str:
+    """A cell of what models were given; nothing where no suite says it."""
+    return "" if value is None else cell(value, "said given")
+
+
 def listed(tasks: Sequence[str]) -> str:
     """Names of tasks, the first few."""
     return listing([short(task, 24) for task in tasks], 6)

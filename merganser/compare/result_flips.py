@@ -100,6 +100,7 @@ def _flip_examples(
             cells.model(name, colours),
             cells.words(_KINDS[kind]),
             cells.words(one["id"]),
+            cells.given(one.get("given")),
             cells.words(one["answer"]),
             cells.words(one["outputs"]["old"]["output"]),
             cells.words(one["outputs"]["new"]["output"]),
@@ -110,11 +111,17 @@ def _flip_examples(
     ]
     if not rows:
         return ""
-    heads = ["task", "model", "", "sample", "answer", "before", "now", "loss before", "loss now"]
+    heads = ["task", "model", "", "sample", "given", "answer", "before", "now", "loss before", "loss now"]
     return (
         f"<details><summary>{len(rows)} example{'s' * (len(rows) != 1)} (before: {text(reference)})</summary>"
-        f"{cells.tight(table(heads, rows, words=(0, 1, 2, 3, 4, 5, 6)))}</details>"
+        f"{_how_to_get_texts(shown)}{cells.tight(table(heads, rows, words=range(8)))}</details>"
     )
+
+
+def _how_to_get_texts(shown: Sequence[tuple[str, str, str, Row]]) -> str:
+    if all("given" in one for *_, one in shown):
+        return ""
+    return '<p class="soft">--suite, with the suite that was evaluated, shows what the models were given.</p>'
 
 
 def _some(shown: Sequence[Any], most: int = 120) -> list[Any]:
@@ -158,6 +165,7 @@ def after_merge(document: Row, colours: dict[str, int]) -> str:
             cells.model(model, colours, 18),
             cells.words(kind),
             cells.words(one["id"]),
+            cells.given(one.get("given")),
             cells.words(one["answer"]),
             cells.words(one["outputs"]["merged"]["output"]),
             *(cells.words(one["outputs"][name]["output"]) for name in document["parents"]),
@@ -169,10 +177,11 @@ def after_merge(document: Row, colours: dict[str, int]) -> str:
     heads += ["lost by some", "chance  ", "any parent"]
     details = ""
     if rows:
-        top = ["task", "model", "", "sample", "answer", "merged", *(short(name, 18) for name in names)]
+        top = ["task", "model", "", "sample", "given", "answer", "merged"]
+        top += [short(name, 18) for name in names]
         details = (
             f"<details><summary>{len(rows)} example{'s' * (len(rows) != 1)}</summary>"
-            f"{cells.tight(table(top, rows, words=range(len(top))))}</details>"
+            f"{_how_to_get_texts(shown)}{cells.tight(table(top, rows, words=range(len(top))))}</details>"
         )
     return (
         "<h2>Right only after the merge</h2>"

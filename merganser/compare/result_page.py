@@ -39,6 +39,7 @@ font-weight:400}
 details{margin:10px 0}summary{cursor:pointer;color:var(--soft)}details .card{margin-top:8px}
 table.tight td,table.tight th{padding:4px 7px}
 td.said{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:92px}
+td.given{min-width:min(260px,60vw)}
 table.tight th{white-space:normal}
 .wide{margin-bottom:16px}.legend{margin:2px 0 8px}
 """

@@ -97,11 +97,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Task:
-    """One task with every run's samples in one order, which does not depend on that of the files."""
+    """One task with every run's samples in one order, which does not depend on that of the files.
+
+    `given`: the start of what models were given, an entry a sample, where the suite is known.
+    """
 
     name: str
     kind: str
     samples: list[Samples]
+    given: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.samples[0])

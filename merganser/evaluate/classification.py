@@ -49,6 +49,16 @@ class Classification(Task):
 
     def read(self) -> Inputs:
         """The inputs, and the head and labels checked as far as they are known without the model."""
+        self.read_unlabelled()
+        _ = self.written
+        if self.linear is not None:
+            self.answers(self.named(self.linear.labels))
+        elif self.labels is not None:
+            self.answers(self.labels)
+        return self.inputs
+
+    def read_unlabelled(self) -> None:
+        """Check the inputs and the head; the data need have no labels."""
         given = [key for key in ("text", "image", "features") if getattr(self, key) is not None]
         if len(given) > 1:
             raise RequestError(
@@ -58,12 +68,9 @@ class Classification(Task):
             raise RequestError(f"task {self.name!r}: max_length is for texts, not for {given[0]}")
         if self.head is not None and not self.reads_text:
             raise RequestError(f"task {self.name!r}: a head is for texts, not for {given[0]}")
-        _ = self.written, self.inputs
+        _ = self.inputs
         if self.linear is not None:
-            self.answers(self.named(self.linear.labels))
-        elif self.labels is not None:
-            self.answers(self.labels)
-        return self.inputs
+            self.named(self.linear.labels)
 
     @property
     def reads_text(self) -> bool:
@@ -119,6 +126,10 @@ class Classification(Task):
     def digests(self) -> list[str]:
         """Of the input and the label as written."""
         return [digest(given, label) for given, label in zip(self.inputs.marks, self.written, strict=True)]
+
+    def shown(self, row: int) -> str:
+        """The text, the name of the image or its shape, or the numbers."""
+        return self.inputs.shown(row)
 
     def described(self) -> dict[str, Any]:
         """See `Task.described`."""

@@ -69,6 +69,10 @@ class Generation(Task):
         """Of prompt, accepted answers and what ends the output."""
         return [digest(prompt, answers, self.stop, self.max_new_tokens) for prompt, answers in self.samples]
 
+    def shown(self, row: int) -> str:
+        """The prompt, before it is cut."""
+        return self.samples[row][0]
+
     def prepare(self, model: Model) -> Prepared:
         """See `Task.prepare`."""
         self.fits(model)

@@ -36,6 +36,10 @@ class Inputs(ABC):
     def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
         """Batches of rows, and what gives their logits."""
 
+    @abstractmethod
+    def shown(self, row: int) -> str:
+        """See `Task.shown`."""
+
     def in_turn(self) -> Iterator[list[int]]:
         """Batches in the order of the data."""
         rows = list(range(len(self.marks)))
@@ -49,6 +53,10 @@ class Texts(Inputs):
         super().__init__(task)
         self.marks = task.texts(column)
         self.max_length = max_length
+
+    def shown(self, row: int) -> str:
+        """The text, before it is cut."""
+        return str(self.marks[row])
 
     def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
         """See `Inputs.prepare`."""
@@ -77,6 +85,11 @@ class Images(Inputs):
             self.files.append(path)
             marks.append(_pixels(task, column, number, value).tolist() if path is None else digest_file(path))
         self.marks = marks
+
+    def shown(self, row: int) -> str:
+        """The name of the file, or the shape of the pixels (channels, height, width)."""
+        value = self.values[row]
+        return value if isinstance(value, str) else f"pixels {list(np.shape(self.marks[row]))}"
 
     def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
         """See `Inputs.prepare`. Without an image processor only lists of pixels of the model's own size are taken."""
@@ -162,6 +175,10 @@ class Numbers(Inputs):
                 for column in columns
             ]
             self.marks = [list(row) for row in zip(*parts, strict=True)]
+
+    def shown(self, row: int) -> str:
+        """The numbers."""
+        return str(self.marks[row])
 
     def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
         """See `Inputs.prepare`: the model is given `past_values` [rows, steps, channels]."""

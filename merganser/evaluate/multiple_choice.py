@@ -85,6 +85,11 @@ class MultipleChoice(Task):
         """Of context, what is between, choices and the right one's number."""
         return [digest(context, self.between, choices, right) for context, choices, right in self.samples]
 
+    def shown(self, row: int) -> str:
+        """The context and the choices."""
+        context, choices, _ = self.samples[row]
+        return f"{context} [{' | '.join(choices)}]"
+
     def prepare(self, model: Model) -> Prepared:
         """See `Task.prepare`."""
         self.fits(model)

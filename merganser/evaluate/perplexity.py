@@ -51,6 +51,10 @@ class Perplexity(Task):
         """Of the text."""
         return [digest(text) for text in self.texts(self.text)]
 
+    def shown(self, row: int) -> str:
+        """The text."""
+        return str(self.rows[row][self.text])
+
     def prepare(self, model: Model) -> Prepared:
         """See `Task.prepare`."""
         self.fits(model)

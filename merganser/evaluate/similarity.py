@@ -52,6 +52,10 @@ class Similarity(Task):
         """Of both texts and the score."""
         return [digest(*sample) for sample in self.read()]
 
+    def shown(self, row: int) -> str:
+        """Both texts."""
+        return f"{self.rows[row][self.text_a]} | {self.rows[row][self.text_b]}"
+
     def prepare(self, model: Model) -> Prepared:
         """See `Task.prepare`."""
         self.fits(model)

@@ -138,6 +138,10 @@ class Task(ABC):
     def digests(self) -> list[str]:
         """The input digest of each sample."""
 
+    @abstractmethod
+    def shown(self, row: int) -> str:
+        """What a model is given of one sample, rows counted from 0, as a person reads it."""
+
     def described(self) -> dict[str, Any]:
         """What makes the task the one it is: its settings, and what lies in its files instead of where they lie."""
         left_out = ("folder", "data", "batch")

@@ -122,7 +122,11 @@ def open_feed(model: Model, rows: Rows, options: Options) -> Feed:
             f"{model.label}: takes {takes}, not text; name the columns that hold numbers with --values"
         )
     texts = rows.column(options.text or "text")
-    ids = encode(model, texts, options.max_length)
+    _ = model.tokenizer
+    try:
+        ids = encode(model, texts, options.max_length)
+    except RequestError as error:
+        raise RequestError(f"{rows.path}: {error}") from None
     return Texts(ids, model.pad_id, options.batch)
 
 

@@ -76,6 +76,10 @@ def read_rows(path: str | Path) -> Rows:
         ".tsv": _csv,
         ".txt": _text,
     }
+    if not path.exists():
+        from merganser.document import neighbour
+
+        raise RequestError(f"{path}: there is no such file{neighbour(path)}")
     if path.is_dir():
         raise RequestError(f"{path}: is a directory, not a data file ({', '.join(readers)})")
     reader = readers.get(path.suffix.lower())
@@ -83,8 +87,6 @@ def read_rows(path: str | Path) -> Rows:
         raise RequestError(f"{path}: not a kind of data that is read; known are {', '.join(readers)}")
     try:
         rows = list(reader(path))
-    except FileNotFoundError:
-        raise RequestError(f"{path}: there is no such file") from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: is not UTF-8 text (byte {error.start}: {error.reason})") from None
     except OSError as error:

@@ -99,7 +99,11 @@ def read_texts(
         raise RequestError(
             f"{model.label} is run as {model.kind}, which has a head of its own; give no other"
         )
-    ids = encode(model, rows.column(text), max_length)
+    _ = model.tokenizer
+    try:
+        ids = encode(model, rows.column(text), max_length)
+    except RequestError as error:
+        raise RequestError(f"{rows.path}: {error}") from None
     if model.kind == "causal":
         if short := [number for number, one in enumerate(ids, 1) if len(one) < 2]:
             raise RequestError(

@@ -71,6 +71,7 @@ class Journal:
             return
         entry = {"key": key, "values": dict(values), "measured": measured}
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             fresh = not self.path.exists() or not self.path.stat().st_size
             with self.path.open("ab") as file:
                 if fresh:

@@ -140,8 +140,10 @@ def learn(
     )
     source = _Source.open(recipe)
     opened = suite if isinstance(suite, Suite) else Suite.open(suite)
-    if goal == "labels":
-        opened.check()
+    from merganser.search.objectives import check
+
+    for task in opened.tasks:
+        check(task, goal == "entropy")
     base, taus, zero = source.vectors()
     found = groups(float_names(zero), chosen) if chosen != "task" else dict.fromkeys(float_names(zero))
     raw, losses, tensors = _train(base, taus, zero, found, opened, settings, progress)

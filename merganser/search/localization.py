@@ -108,7 +108,11 @@ class Localization:
         """OUT/mask (a sealed checkpoint), OUT/recipe.yaml and OUT/report.json; OUT appears whole or not at all."""
         out = Path(out)
         check_out(out, overwrite)
-        partial = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+        try:
+            out.absolute().parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
         folder = partial / "found"
         report = json.dumps(self.report, indent=2, ensure_ascii=False) + "\n"
         try:
@@ -137,8 +141,8 @@ def check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not (overwrite and (out / "mask").is_dir()):
         remedy = "it is not what localize writes" if overwrite else "pass --overwrite to replace it"
         raise OutputError(f"{out}: already exists; choose another name ({remedy})")
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"{out}: its folder does not exist")
+    if not next(place for place in out.absolute().parents if place.exists()).is_dir():
+        raise OutputError(f"{out}: a file is in the place of its folder")
 
 
 def localize(

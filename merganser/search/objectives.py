@@ -28,30 +28,45 @@ WINDOW = 512
 Loss = Callable[[Sequence[int]], torch.Tensor]
 
 
+def check(task: Task, entropy: bool) -> None:
+    """Raise `RequestError` for a task that has no such loss and for wrong files and rows, before a model is opened.
+
+    For entropy labels are not so much as read: the data may have none.
+    """
+    if isinstance(task, Classification):
+        if entropy:
+            task.read_unlabelled()
+        else:
+            task.check()
+    elif entropy:
+        raise RequestError(
+            f"task {task.name!r} ({task.kind}): entropy is of classes; learn from classification tasks, "
+            "or by a method that uses labels"
+        )
+    elif isinstance(task, Perplexity | Similarity):
+        task.check()
+    else:
+        raise RequestError(
+            f"task {task.name!r}: {task.kind} has no loss that coefficients are learned from; classification, "
+            "perplexity and similarity have"
+        )
+
+
 class Objective:
     """The loss of one task on some of its rows, by the parameters that the model has at the time."""
 
     def __init__(self, task: Task, model: Model, entropy: bool) -> None:
+        check(task, entropy)
         self.name = task.name
         self.rows = len(task.rows)
         self._model = model.label
         self._what = task.what("the loss")
         if isinstance(task, Classification):
             self._loss = _classes(task, model, entropy)
-        elif entropy:
-            raise RequestError(
-                f"task {task.name!r} ({task.kind}): entropy is of classes; learn from classification tasks, "
-                "or by a method that uses labels"
-            )
         elif isinstance(task, Perplexity):
             self._loss = _tokens(task, model)
-        elif isinstance(task, Similarity):
-            self._loss = _pairs(task, model)
         else:
-            raise RequestError(
-                f"task {task.name!r}: {task.kind} has no loss that coefficients are learned from; classification, "
-                "perplexity and similarity have"
-            )
+            self._loss = _pairs(cast(Similarity, task), model)
 
     def __call__(self, rows: Sequence[int]) -> torch.Tensor:
         """The mean loss of rows. Raises `NonFiniteError` for NaN and Inf."""
@@ -82,7 +97,6 @@ def ordered(cosines: torch.Tensor, scores: torch.Tensor, temperature: float = TE
 
 def _classes(task: Classification, model: Model, entropy: bool) -> Loss:
     if entropy:
-        # Labels are not so much as read: the data may have none.
         _, logits = task.inputs.prepare(model, task.linear)
         return lambda rows: softmax_entropy(logits(rows)).mean()
     task.prepare(model)

@@ -21,8 +21,10 @@ def check_out(out: Path, overwrite: bool, suffix: Sequence[str] = (".yaml", ".ym
     """Raise `RequestError` where `out` cannot be written, before anything runs."""
     if out.suffix.lower() not in suffix:
         raise RequestError(f"{out}: the result is a file called *{' or *'.join(suffix)}")
-    if out.is_dir() or not out.parent.is_dir():
-        raise RequestError(f"{out}: {'is a directory' if out.is_dir() else 'its folder does not exist'}")
+    if out.is_dir():
+        raise RequestError(f"{out}: is a directory")
+    if not next(place for place in out.absolute().parents if place.exists()).is_dir():
+        raise RequestError(f"{out}: a file is in the place of its folder")
     if out.exists() and not overwrite:
         raise RequestError(f"{out}: already exists. Choose another name, or pass --overwrite to replace it")
 
@@ -50,7 +52,7 @@ def write_recipe(
     source: Path | None,
     overwrite: bool,
 ) -> None:
-    """Write a recipe beside its place and give it its name at the end.
+    """Write a recipe beside its place and give it its name at the end; a folder that is missing is made.
 
     Paths of models that were found from the folder `source` of the recipe they come from are written anew from that of
     `out`. The file is read back and must say what was to be written. Raises `OutputError` where it cannot be written.
@@ -112,6 +114,7 @@ def _read_back(text: str, documents: Sequence[Any], out: Path) -> None:
 def _replace(out: Path, text: str) -> None:
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, out)
     except OSError as error:

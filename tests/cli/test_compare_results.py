@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from test_commands import run
 
 from merganser import cli
 from merganser.compare import Samples, compare, read_run
-from merganser.evaluate import Results, TaskResult
+from merganser.evaluate import Results, Suite, TaskResult
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "compare"))
 from result_makers import classification
@@ -118,7 +119,7 @@ def test_samples_that_lack_are_an_error_and_with_allow_missing_a_note(place: Pat
         (("base", "--group", "g=math", "--group", "g=code"), "given twice"),
         (("base", "--group", "g=math,math"), "a directory is given twice"),
         (("base", "math", "--resamples", "3"), "too few"),
-        (("base", "math", "--html", "nowhere/page.html"), "folder does not exist"),
+        (("base", "math", "--html", "base/results.json/page.html"), "a file is in the place"),
     ],
 )
 def test_wrong_requests(place: Path, arguments: tuple[str, ...], words: str, say: Say) -> None:
@@ -155,3 +156,84 @@ def test_what_is_read_is_what_was_saved(place: Path) -> None:
     assert read.texts == made.texts
     assert (read.numbers["loss"] == made.numbers["loss"]).all()
     assert (read.log_probabilities == made.log_probabilities).all()
+
+
+def suited(folder: Path, change: Callable[[list[dict[str, object]]], object] = lambda rows: None) -> Path:
+    """A suite of sentences, and the results of three models on it as it is before `change`."""
+    rows: list[dict[str, object]] = [
+        {"id": f"s{k}", "text": f"sentence <b>{k}</b>\x1b[2J\u202e " + "word " * 100, "label": k % 2}
+        for k in range(40)
+    ]
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    suite = folder / "suite.yaml"
+    suite.write_text(
+        "tasks:\n- {name: mood, kind: classification, data: data.jsonl, id: id, labels: [bad, good]}\n"
+    )
+    (task,) = Suite.open(suite).tasks
+    for name, wrong in (("a", 0), ("b", 3), ("m", 5)):
+        answer = [("bad", "good")[k % 2] for k in range(40)]
+        said = [("bad", "good")[(k + (k % 7 == wrong)) % 2] for k in range(40)]
+        right = [x == y for x, y in zip(answer, said, strict=True)]
+        columns = {"id": task.ids, "input_digest": task.digests(), "answer": answer, "prediction": said}
+        result = TaskResult.of("classification", {**columns, "right": right})
+        Results({"label": name, "identity": name}, {"name": "s", "digest": "d"}, {"mood": result}).save(
+            folder / name
+        )
+    change(rows)
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return suite
+
+
+def test_with_the_suite_examples_show_what_the_models_were_given(tmp_path: Path, say: Say) -> None:
+    suited(tmp_path, lambda rows: rows.reverse())
+    asked = ("compare", "a", "b", "m", "--parents", "a,b", "--resamples", "100", "--suite", "suite.yaml")
+    found = json.loads(say(*asked, "--json", "--html", "new/page.html", cwd=tmp_path)[0])
+    lost = found["tasks"][0]["flips"][0]["examples"]["negative"]
+    assert [one["id"] for one in lost] == sorted(f"s{k}" for k in range(3, 40, 7))
+    merged = found["after_merge"][0]["lost_by_all"]["examples"]
+    assert [one["id"] for one in merged] == sorted(f"s{k}" for k in range(5, 40, 7))
+    for one in (*lost, *merged):
+        assert one["given"].startswith(f"sentence <b>{one['id'][1:]}</b>\\x1b[2J\\u202e word word")
+        assert len(one["given"]) == 300
+        assert one["answer"] == ("bad", "good")[int(one["id"][1:]) % 2]
+    page = (tmp_path / "new" / "page.html").read_text()
+    assert page.count("sentence &lt;b&gt;3&lt;/b&gt;\\x1b[2J\\u202e word") == 1
+    assert (
+        page.count("sentence &lt;b&gt;5&lt;/b&gt;\\x1b[2J\\u202e word") == 2
+    )  # lost, and by all parents' merge
+    assert "<b>3</b>" not in page
+    assert "--suite" not in page
+
+
+def test_without_the_suite_the_page_says_how_to_get_the_texts(tmp_path: Path, say: Say) -> None:
+    suited(tmp_path)
+    said = say("compare", "a", "m", "--resamples", "100", "--json", "--html", "page.html", cwd=tmp_path)[0]
+    assert '"given"' not in said
+    assert (tmp_path / "page.html").read_text().count("--suite, with the suite that was evaluated") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.pop(7), "task 'mood': .*data.jsonl has no sample 's7'"),
+        (
+            lambda rows: rows[7].update(text="other"),
+            "task 'mood': sample 's7' has another input or right answer",
+        ),
+        (lambda rows: rows[7].update(label=0), "task 'mood': sample 's7' has another input or right answer"),
+    ],
+    ids=["sample", "text", "label"],
+)
+def test_a_suite_of_other_data_is_refused(tmp_path: Path, say: Say, change: object, words: str) -> None:
+    suited(tmp_path, change)  # type: ignore[arg-type]
+    wrong = say("compare", "a", "b", "--suite", "suite.yaml", cwd=tmp_path, code=2)[1]
+    assert re.search(words, wrong)
+
+
+def test_a_suite_of_other_tasks_is_refused(place: Path, tmp_path: Path, say: Say) -> None:
+    suite = suited(tmp_path)
+    suite.write_text(suite.read_text().replace("name: mood", "name: imbd"))
+    wrong = say("compare", "base", "math", "--suite", str(suite), cwd=place, code=2)[1]
+    assert "has no task 'imdb'" in wrong
+    assert "did you mean 'imbd'" in wrong
+    assert "no suite at" in say("compare", "base", "math", "--suite", "no.yaml", cwd=place, code=2)[1]

@@ -77,7 +77,7 @@ def _umask() -> int:
         (("one", "tow"), "did you mean 'two'"),
         (("one", "two", "--rank", "some"), "sample, all, none"),
         (("one", "two", "--memory", "20MiB"), "too little"),
-        (("one", "two", "--html", "nowhere/page.html"), "folder does not exist"),
+        (("one", "two", "--html", "one/config.json/page.html"), "a file is in the place of its folder"),
         (("one", "two", "--html", "one"), "is a directory"),
     ],
 )

@@ -276,10 +276,14 @@ def test_what_cannot_be(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixtur
         ([a, b, rows, "--only", "relative", "--anchors", "40"], "of 48 rows half, 24, can be anchors"),
         ([a, b, tmp_path / "none.jsonl"], "there is no"),
         ([a, b, rows, "--task", "x"], "is no suite"),
-        ([a, b, rows, "--html", tmp_path / "no" / "page.html"], "its folder does not exist"),
+        ([a, b, rows, "--html", rows / "page.html"], "a file is in the place of its folder"),
     ):
         assert run(["relate", *map(str, told), "--quiet"]) == 2, told
         assert message in capsys.readouterr().err
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"text": "w1 w2", "lable": "LABEL_1"}\n')
+    assert run(["relate", str(a), str(b), str(bare), "--only", "line", "--quiet"]) == 2
+    assert "bare.jsonl: no column 'label'; did you mean 'lable'" in capsys.readouterr().err
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"text": "w1 w2", "label": "LABEL_7"}\n')
     assert run(["relate", str(a), str(b), str(wrong), "--only", "line", "--quiet"]) == 2

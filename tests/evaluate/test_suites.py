@@ -142,6 +142,33 @@ def test_rows_of_other_kinds(tmp_path, task, row, words):
     assert words in told(tmp_path, {**BASE, **task}, [shared, {**shared, **row}])
 
 
+@pytest.mark.parametrize(
+    ("settings", "row", "shown"),
+    [
+        ({"kind": "classification"}, {"text": "the dog", "label": 0}, "the dog"),
+        (
+            {"kind": "classification", "image": "i"},
+            {"i": [[0, 1, 2], [3, 4, 5]], "label": 0},
+            "pixels [1, 2, 3]",
+        ),
+        ({"kind": "classification", "features": ["a", "b"]}, {"a": 1, "b": 2, "label": 0}, "[1.0, 2.0]"),
+        (
+            {"kind": "multiple_choice"},
+            {"context": "2 + 2 =", "choices": ["4", "5"], "answer": 0},
+            "2 + 2 = [4 | 5]",
+        ),
+        ({"kind": "generation", "prompt": "q"}, {"q": "2 + 2 =", "answer": "4"}, "2 + 2 ="),
+        ({"kind": "perplexity"}, {"text": "the dog"}, "the dog"),
+        ({"kind": "similarity"}, {"text_a": "a dog", "text_b": "a fox", "score": 2}, "a dog | a fox"),
+    ],
+)
+def test_what_a_sample_shows(tmp_path, settings, row, shown):
+    write_rows(tmp_path / "data.jsonl", [row])
+    task = {"name": "t", "data": "data.jsonl", **settings}
+    (made,) = Suite.open(write_suite(tmp_path / "suite.yaml", task)).tasks
+    assert made.shown(0) == shown
+
+
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     (tmp_path / "secret.png").write_bytes(b"x")
     (tmp_path / "inside").mkdir()

@@ -94,6 +94,8 @@ BAD = {
         {"collect": "fisher", "max_length": 2},
         "row 1 has no token to predict",
     ),
+    "no text": ("bert", "numbers.jsonl", {"text": "x"}, r"numbers\.jsonl: row 1 is no text"),
+    "misspelt data": ("bert", "dtaa.jsonl", {}, r"no such file; did you mean '.*data\.jsonl'"),
     "missing model": ("nowhere", "data.jsonl", {}, "there is no checkpoint"),
 }
 

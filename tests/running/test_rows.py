@@ -66,6 +66,10 @@ def test_malformed_files(tmp_path, name, text, message):
 def test_what_is_missing(tmp_path):
     with pytest.raises(RequestError, match="no such file"):
         read_rows(tmp_path / "none.jsonl")
+    write(tmp_path / "train.jsonl", '{"text": "a"}\n')
+    for name in ("tarin.jsonl", "train.json"):
+        with pytest.raises(RequestError, match=r"no such file; did you mean .*train\.jsonl"):
+            read_rows(tmp_path / name)
     with pytest.raises(RequestError, match="is a directory"):
         read_rows(tmp_path)
     (tmp_path / "latin.csv").write_bytes(b"a\n\xff\n")

@@ -205,7 +205,7 @@ def test_a_language_models_loss_is_transformers(tmp_path: Path) -> None:
 def test_same_seed_same_bytes(tiny: Path) -> None:
     texts = []
     for name in ("one", "two"):
-        out = tiny / f"{name}.yaml"
+        out = tiny / "new" / f"{name}.yaml"
         learn_into(document(tiny), tiny / "bare.yaml", out, steps=3, seed=5)
         texts.append(out.read_bytes())
     assert texts[0] == texts[1]
@@ -233,6 +233,31 @@ def test_wrong_requests_are_told(tiny: Path, changes: dict, settings: dict, told
     with pytest.raises(RequestError, match=told):
         learn_into(document(tiny, **changes), tiny / "bare.yaml", tiny / "out.yaml", **settings)
     assert not (tiny / "out.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("", "has no rows"),
+        ('{"tekst": "a"}', "no column 'text'; did you mean 'tekst'"),
+        (None, "there is no"),
+    ],
+    ids=["empty", "column", "missing"],
+)
+def test_data_are_checked_before_models_are_opened(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, data: str | None, told: str
+) -> None:
+    def never(self: object) -> None:
+        raise AssertionError("models were opened")
+
+    suite = yaml.safe_load((tiny / "bare.yaml").read_text())
+    suite["tasks"][-1]["data"] = "changed.jsonl"
+    (tiny / "changed.yaml").write_text(yaml.safe_dump(suite))
+    if data is not None:
+        (tiny / "changed.jsonl").write_text(data)
+    monkeypatch.setattr(_Source, "vectors", never)
+    with pytest.raises(RequestError, match=told):
+        learn(document(tiny), tiny / "changed.yaml", by="adamerging")
 
 
 def test_a_model_that_gives_nan_is_told(tiny: Path) -> None:

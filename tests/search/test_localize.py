@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -295,8 +296,13 @@ def test_nothing_half_written(found, siblings, tmp_path, monkeypatch):
         found.save(tmp_path / "out")
     with pytest.raises(OutputError, match="not what localize writes"):
         found.save(tmp_path / "out", overwrite=True)
-    with pytest.raises(OutputError, match="its folder does not exist"):
-        found.save(tmp_path / "no" / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="a file is in the place of its folder"):
+        found.save(tmp_path / "file" / "out")
+    (tmp_path / "file").unlink()
+    found.save(tmp_path / "new" / "folder" / "out")
+    assert (tmp_path / "new" / "folder" / "out" / "recipe.yaml").is_file()
+    shutil.rmtree(tmp_path / "new")
     (tmp_path / "out").rmdir()
 
     def broken(self, mask):

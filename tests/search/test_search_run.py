@@ -61,7 +61,7 @@ def test_same_seed_same_bytes(place: Path) -> None:
 
 
 def test_a_journal_saves_evaluations_of_the_same_merges_only(place: Path) -> None:
-    recipe, out = written(place, arithmetic(OPEN, OPEN)), place / "best.yaml"
+    recipe, out = written(place, arithmetic(OPEN, OPEN)), place / "new" / "best.yaml"
     calls: list[tuple[float, float]] = []
     settings = {"by": "random", "evaluations": 10, "seed": 4, "overwrite": True}
     search_into(recipe, near(0.3, 0.8, calls), out, **settings)
@@ -211,7 +211,7 @@ def test_out_is_checked_before_anything_runs(place: Path) -> None:
     (place / "there.yaml").write_text("kept")
     for out, told in (
         ("there.yaml", "already exists"),
-        ("no/such.yaml", "folder does not exist"),
+        ("there.yaml/such.yaml", "a file is in the place of its folder"),
         ("x", r"\*.yaml"),
     ):
         with pytest.raises(RequestError, match=told):
