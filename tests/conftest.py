@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from makers import write_model
 
 import merganser as mg
 
+os.environ["MERGANSER_MEMORY"] = "8GiB"  # commands run in a process that holds torch and the tests before
 Opened = Callable[..., mg.Weights]
 
 

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +86,24 @@ class Plan:
         return [] if setting is None else [self.score("test", one, seed, setting) for seed in self.seeds]
 
 
-def rounds(plan: Plan) -> Iterator[list[Score]]:
-    """What to score, in order of use: a few candidates after the other with the first seed, then the other seeds."""
-    if not plan.seeds:
+def rounds(plan: Plan, number: int) -> Iterator[list[Score]]:
+    """What to score with the `number`th seed, in order of use: the first one chooses the settings, a few candidates
+    after the other; then come the parents.
+    """
+    if number >= len(plan.seeds):
         return
-    yield plan.roles(plan.seeds[0])[:2]
-    for start in range(0, len(plan.candidates), GROUP):
+    seed = plan.seeds[number]
+    yield [score for score in plan.roles(seed) if not score.what.startswith("sibling")]
+    before: Sequence[Candidate] = ()
+    for start in range(0, len(plan.candidates) + GROUP, GROUP):
         few = plan.candidates[start : start + GROUP]
-        yield [score for one in few for scores in plan.choices(one) for score in scores]
-        yield [plan.test(one)[0] for one in few]
-    yield plan.roles(plan.seeds[0])
-    for number, seed in list(enumerate(plan.seeds))[1:]:
-        yield [plan.test(one)[number] for one in plan.candidates]
-        yield plan.roles(seed)
+        tests = [score for one in before for score in plan.test(one)[number : number + 1]]
+        # Beside the tests of the candidates before, so that no process waits.
+        yield tests + [
+            score for one in few if number == 0 for scores in plan.choices(one) for score in scores
+        ]
+        before = few
+    yield plan.roles(seed)
 
 
 def main() -> None:
@@ -122,19 +127,20 @@ def main() -> None:
     console = Console()
     end = None if chosen.minutes is None else time.monotonic() + 60 * chosen.minutes
     plans = [Plan(zoo, family) for family in FAMILIES]
-    for plan in () if chosen.render else plans:
-        if chosen.family in (None, plan.family):
-            score_all(plan, chosen.processes, console, end)
+    wanted = [] if chosen.render else [plan for plan in plans if chosen.family in (None, plan.family)]
+    failed = score_all(wanted, chosen.processes, console, end)
     text = page.render(plans)
     if target is not None:
         target.write_text(text, encoding="utf-8")
         console.print(f"wrote {target}")
     else:
         console.print(text, markup=False)
+    if failed:
+        sys.exit("\n".join(["zoo: not scored:", *failed]))
 
 
-def score_all(plan: Plan, processes: int, console: Console, end: float | None) -> None:
-    """Score round after round."""
+def score_all(plans: Sequence[Plan], processes: int, console: Console, end: float | None) -> list[str]:
+    """Score seed after seed, round after round; a line for each score that failed."""
 
     def told(score: Score, seconds: float, left: int) -> None:
         console.print(
@@ -144,12 +150,16 @@ def score_all(plan: Plan, processes: int, console: Console, end: float | None) -
         if end is not None and time.monotonic() > end:
             raise Enough
 
-    console.print(f"[bold]{plan.family}[/]: seeds {', '.join(map(str, plan.seeds)) or 'none is whole yet'}")
+    failed: list[str] = []
     try:
-        for scores in rounds(plan):
-            run(scores, processes, told)
+        for number in range(max((len(plan.seeds) for plan in plans), default=0)):
+            for plan in plans:
+                console.print(f"[bold]{plan.family}[/]: seed {number + 1} of {len(plan.seeds)}")
+                for scores in rounds(plan, number):
+                    failed += run(scores, processes, told)
     except Enough:
         console.print("  the time is over; run it again to go on")
+    return failed
 
 
 class Enough(Exception):

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -146,13 +146,22 @@ def score_of(
     return Score(family, part, what, seed, dict(setting or {}), folders, wanted, zoo.root, made_from)
 
 
-def run(scores: Sequence[Score], workers: int, told: Callable[[Score, float, int], None]) -> None:
-    """Score what is not there, in order; `told` gets each finished one, its seconds and how many are left."""
+def run(scores: Sequence[Score], workers: int, told: Callable[[Score, float, int], None]) -> list[str]:
+    """Score what is not there, in order; `told` gets each finished one, its seconds and how many are left.
+
+    Returns a line for each that failed: the others go on.
+    """
     waiting = [score for score in {one.folder: one for one in scores}.values() if score.metrics() is None]
+    failed: list[str] = []
     if workers == 0:
         for number, score in enumerate(waiting, 1):
-            told(score, make(score), len(waiting) - number)
-        return
+            try:
+                seconds = make(score)
+            except Exception as problem:
+                failed.append(_failure(score, problem))
+                continue
+            told(score, seconds, len(waiting) - number)
+        return failed
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
     running: dict[Future[float], Score] = {}
     left = len(waiting)
@@ -163,14 +172,22 @@ def run(scores: Sequence[Score], workers: int, told: Callable[[Score, float, int
                 running[pool.submit(make, score)] = score
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 score, left = running.pop(future), left - 1
-                try:
+                problem = future.exception()
+                if problem is None:
                     told(score, future.result(), left)
-                except Exception as problem:
-                    raise DemoError(f"{score.name}: {type(problem).__name__}: {problem}") from problem
+                else:
+                    failed.append(_failure(score, problem))
     finally:
         for process in list(getattr(pool, "_processes", None) or {}):
             pool._processes[process].terminate()
         pool.shutdown(wait=False, cancel_futures=True)
+    return failed
+
+
+def _failure(score: Score, problem: BaseException) -> str:
+    if isinstance(problem, BrokenExecutor):
+        raise DemoError(f"{score.name}: a process was ended from outside") from problem
+    return f"{score.name}: {type(problem).__name__}: {problem}"
 
 
 def _begin() -> None:

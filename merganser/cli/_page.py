@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from merganser.cli import console
 from merganser.errors import OutputError, RequestError
 
 
@@ -38,6 +41,24 @@ def write(html: Path, content: str) -> None:
     finally:
         if partial is not None and os.path.exists(partial):
             os.unlink(partial)
+
+
+def tell(
+    found: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
+    html: Path | None,
+    page: str,
+    as_json: bool,
+) -> None:
+    """Write the page where one is wanted, then give the finding as JSON or as a report."""
+    if html is not None:
+        write(html, page)
+    if as_json:
+        console.print_json(found)
+        return
+    report(found)
+    if html is not None:
+        console.say(f"\npage: {html}")
 
 
 def _umask() -> int:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 OUT = Annotated[
     Path, typer.Argument(metavar="OUT", help="The directory to make. It appears whole or not at all.")
 ]
-MEMORY = Annotated[str, typer.Option(help="What the whole process may hold, as 256MiB or 1GB.")]
 THREADS = Annotated[int, typer.Option(help="Worker threads; 0 is one a core.", min=0)]
 SEED = Annotated[int | None, typer.Option(help="Of random draws; stands above the recipe's (else 0).")]
 SHARD_SIZE = Annotated[str, typer.Option(help="What one file may hold.")]
@@ -48,7 +47,7 @@ QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar and no rep
 class Saving:
     """The options as given."""
 
-    memory: MEMORY = "1GiB"
+    memory: console.MEMORY = "1GiB"
     threads: THREADS = 0
     seed: SEED = None
     shard_size: SHARD_SIZE = "5GB"

@@ -83,14 +83,7 @@ def command(
         allow_missing=allow_missing,
         suite=None if suite is None else Suite.open(suite),
     )
-    if html is not None:
-        _page.write(html, comparison_page(found))
-    if as_json:
-        console.print_json(found)
-        return
-    report(found)
-    if html is not None:
-        console.say(f"\npage: {html}")
+    _page.tell(found, report, html, comparison_page(found) if html is not None else "", as_json)
 
 
 def _models(results: Sequence[str], groups: Sequence[str]) -> tuple[dict[str, list[Run]], dict[str, str]]:

@@ -22,6 +22,10 @@ ALLOW_PICKLE = Annotated[
         "--allow-pickle", help="Read tensors from .bin, .pt and .pth files; nothing in them is run."
     ),
 ]
+MEMORY = Annotated[
+    str,
+    typer.Option(help="What the whole process may hold, as 256MiB or 1GB.", envvar="MERGANSER_MEMORY"),
+]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 

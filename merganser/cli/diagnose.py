@@ -31,7 +31,7 @@ def command(
             help="Effective ranks: of a sample of matrices, of all, or none.", metavar="sample|all|none"
         ),
     ] = "sample",
-    memory: Annotated[str, typer.Option(help="What the whole process may hold.")] = "1GiB",
+    memory: console.MEMORY = "1GiB",
     threads: Annotated[int, typer.Option(help="Worker threads; 0 is one a core.", min=0)] = 0,
     allow_pickle: console.ALLOW_PICKLE = False,
     as_json: console.JSON = False,
@@ -50,14 +50,7 @@ def command(
     origin = None if base is None else open_weights(base, name=base, allow_pickle=allow_pickle)
     with console.progress(not as_json, "comparing") as progress:
         found = diagnose(opened, origin, rank=rank, threads=threads, memory=limit, progress=progress)
-    if html is not None:
-        _page.write(html, page(found))
-    if as_json:
-        console.print_json(found)
-        return
-    report(found)
-    if html is not None:
-        console.say(f"\npage: {html}")
+    _page.tell(found, report, html, page(found) if html is not None else "", as_json)
 
 
 def report(found: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ EXAMPLE = "Example: merganser explain recipe.yaml"
 
 def command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")],
-    memory: Annotated[str, typer.Option(help="What the whole process may hold.")] = "1GiB",
+    memory: console.MEMORY = "1GiB",
     threads: Annotated[int, typer.Option(help="Worker threads; 0 is one a core.", min=0)] = 0,
     shard_size: Annotated[str, typer.Option(help="What one file may hold.")] = "5GB",
     allow_pickle: console.ALLOW_PICKLE = False,

@@ -110,14 +110,7 @@ def command(
             seed=seed,
             progress=progress,
         )
-    if html is not None:
-        _page.write(html, relation_page(found))
-    if as_json:
-        console.print_json(found)
-        return
-    report(found)
-    if html is not None:
-        console.say(f"\npage: {html}")
+    _page.tell(found, report, html, relation_page(found) if html is not None else "", as_json)
 
 
 def _aligners(align: str, data: Any, batch: int, memory: int) -> dict[str, Any]:

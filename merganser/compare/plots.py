@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 Point = tuple[float, float]
@@ -55,6 +55,24 @@ def heatmap(labels: Sequence[str], values: Sequence[Sequence[float | None]], tit
     return drawing(left + cell * count + 4, top + cell * count + 4, title, parts)
 
 
+def strokes(
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    across: Callable[[float], float],
+    up: Callable[[float], float],
+) -> list[str]:
+    """A line with dots for each series of points, told by name on hovering."""
+    parts = []
+    for k, (name, line) in enumerate(series):
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line)
+        parts.append(f'<polyline class="line s{k % SERIES}" points="{path}"/>')
+        parts += [
+            f'<circle class="dot s{k % SERIES}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3">'
+            f"<title>{text(name)}, {x:.3g}: {y:.4g}</title></circle>"
+            for x, y in line
+        ]
+    return parts
+
+
 def lines(series: Sequence[tuple[str, Sequence[Point]]], title: str, reference: float | None = None) -> str:
     """Lines over whole numbers (layers), with a legend below; a dashed line at the reference."""
     points = [point for _, line in series for point in line]
@@ -91,14 +109,7 @@ def lines(series: Sequence[tuple[str, Sequence[Point]]], title: str, reference: 
             f'<line class="reference" x1="{left}" x2="{width - right}" '
             f'y1="{up(reference):.1f}" y2="{up(reference):.1f}"/>'
         )
-    for k, (name, line) in enumerate(series):
-        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line)
-        parts.append(f'<polyline class="line s{k % SERIES}" points="{path}"/>')
-        parts += [
-            f'<circle class="dot s{k % SERIES}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3">'
-            f"<title>{text(name)}, {x:g}: {y:.4g}</title></circle>"
-            for x, y in line
-        ]
+    parts += strokes(series, across, up)
     return drawing(width, height, title, parts) + legend([name for name, _ in series])
 
 

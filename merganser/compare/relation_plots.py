@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from merganser.compare.plots import SERIES, Point, drawing, legend, text, ticks
+from merganser.compare.plots import Point, drawing, legend, strokes, text, ticks
 
 
 def curves(
@@ -45,14 +45,7 @@ def curves(
         parts.append(
             f'<line class="reference" x1="{across(x0):.1f}" y1="{up(y0):.1f}" x2="{across(x1):.1f}" y2="{up(y1):.1f}"/>'
         )
-    for k, (name, points) in enumerate(series):
-        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
-        parts.append(f'<polyline class="line s{k % SERIES}" points="{path}"/>')
-        parts += [
-            f'<circle class="dot s{k % SERIES}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3">'
-            f"<title>{text(name)}, {x:.3g}: {y:.4g}</title></circle>"
-            for x, y in points
-        ]
+    parts += strokes(series, across, up)
     return drawing(width, height, title, parts) + legend([name for name, _ in series])
 
 

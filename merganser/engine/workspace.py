@@ -71,7 +71,7 @@ class Workspace:
         self, fingerprint: str, shards: Sequence[Shard], outputs: Sequence[Output], *, resume: bool
     ) -> None:
         """Take the directory for this run: continue in it where the fingerprint is the same, else start over."""
-        with _naming(self.partial):
+        with naming(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             journal = self.partial / "journal.jsonl"
@@ -86,7 +86,7 @@ class Workspace:
         for name, record in (found or {}).items():
             if name in by_name and self._holds(by_name[name], record["digest"]):
                 self.finished[name] = record
-        with _naming(self.partial):
+        with naming(self.partial):
             self._start_journal(journal, fingerprint)
 
     def _start_journal(self, path: Path, fingerprint: str) -> None:
@@ -133,7 +133,7 @@ class Workspace:
         """Put elements from flat index `start` on at their final place. Called from any thread."""
         descriptor, offset = self._places[output.name]
         position = offset + start * output.dtype.itemsize
-        with _naming(self.out):
+        with naming(self.out):
             while data:
                 written = os.pwrite(descriptor, data, position)
                 position += written
@@ -141,7 +141,7 @@ class Workspace:
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
         """Note that a tensor is whole."""
-        with self._journal_lock, _naming(self.out):
+        with self._journal_lock, naming(self.out):
             self.finished[name] = dict(record)
             self._write_line({"tensor": name, **record})
 
@@ -172,7 +172,7 @@ class Workspace:
     def add_file(self, name: Path | str, content: bytes) -> None:
         """A small file of the output."""
         path = self.model / name
-        with _naming(self.out):
+        with naming(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 file.write(content)
@@ -183,7 +183,7 @@ class Workspace:
     def seal(self) -> None:
         """Make the output appear, whole, under its name."""
         self._stop_syncing()
-        with _naming(self.out):
+        with naming(self.out):
             for descriptor in self._descriptors.values():
                 if self.sync:
                     os.fsync(descriptor)
@@ -245,14 +245,14 @@ def _read_journal(path: Path, fingerprint: str) -> dict[str, dict[str, Any]] | N
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn failures of the file system into errors that say what to do."""
+def naming(path: Path, kept: str = "Finished tensors are kept") -> Iterator[None]:
+    """Turn failures of the file system into errors that say what to do; `kept` is what a full disk leaves."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
-                f"{path}: the disk is full. Finished tensors are kept beside it; free space and run the same command "
+                f"{path}: the disk is full. {kept} beside it; free space and run the same command "
                 "again to go on from there"
             ) from error
         if error.errno == errno.EFBIG:

@@ -6,12 +6,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from merganser.engine.workspace import exchange, rename_new
+from merganser.engine.workspace import exchange, naming, rename_new
 from merganser.errors import OutputError, RequestError
 
 RESULTS = "results.json"
@@ -48,7 +48,7 @@ class Workspace:
         self.fingerprint = fingerprint
         self.finished: dict[str, dict[str, Any]] = {}
         check_target(self.out, overwrite)
-        with self._naming():
+        with naming(self.out, "Finished tasks are kept"):
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = (self.partial / "lock").open("w")
             try:
@@ -77,21 +77,21 @@ class Workspace:
 
     def add(self, name: str, content: bytes) -> None:
         """A file of the output."""
-        with self._naming():
+        with naming(self.out, "Finished tasks are kept"):
             _write(self.folder / name, content)
 
     def finish(self, task: str, record: Mapping[str, Any]) -> None:
         """Note that the files of a task are whole."""
         self.finished[task] = dict(record)
         document = {"fingerprint": self.fingerprint, "finished": self.finished}
-        with self._naming():
+        with naming(self.out, "Finished tasks are kept"):
             fresh = self.partial / f"{_JOURNAL}.new"
             _write(fresh, json.dumps(document).encode())
             os.replace(fresh, self.partial / _JOURNAL)
 
     def seal(self) -> None:
         """Make the output appear, whole, under its name."""
-        with self._naming():
+        with naming(self.out, "Finished tasks are kept"):
             check_target(self.out, self.overwrite)
             if self.out.exists():
                 exchange(self.folder, self.out)
@@ -105,13 +105,6 @@ class Workspace:
             if document.get("fingerprint") == self.fingerprint and isinstance(document.get("finished"), dict):
                 return dict(document["finished"])
         return {}
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"{self.out}: cannot be written: {error.strerror or error}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

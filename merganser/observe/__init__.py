@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from merganser._lazy import lazy
 
 if TYPE_CHECKING:
     from merganser.observe.opening import statistics
@@ -21,9 +22,4 @@ _HOMES = {
 }
 __all__ = ["KINDS", "Report", "observe", "statistics"]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__ = lazy(__name__, _HOMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +33,16 @@ class Batch:
         return Batch(self.rows[:1], {name: value[:1] for name, value in self.arguments.items()}, counts)
 
 
-class Feed:
+class Feed(ABC):
     """All rows, in batches of rows of about the same length."""
 
     def __init__(self, rows: int, order: list[list[int]]) -> None:
         self.rows = rows
         self.order = order
 
+    @abstractmethod
     def batch(self, rows: Sequence[int]) -> Batch:
         """Some rows."""
-        raise NotImplementedError
 
     def longest(self) -> int:
         """The most tokens of a row; 1 where rows are no texts."""

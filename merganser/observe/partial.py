@@ -6,24 +6,23 @@ states of a run layer by layer, and `out/`, which becomes OUT by one rename.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
+from merganser.checkpoint.digest import digest_file
 from merganser.checkpoint.layout import MANIFEST_NAME
-from merganser.engine.workspace import exchange, rename_new
+from merganser.engine.workspace import exchange, naming, rename_new
 from merganser.errors import NonFiniteError, OutputError, RequestError
 
 Array = np.ndarray[Any, Any]
+KEPT = "What was finished is kept"
 
 
 class Partial:
@@ -56,7 +55,7 @@ class Partial:
 
     def open(self, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
         """Take the directory: go on in it where the fingerprint is the same, else start over."""
-        with naming(self.out):
+        with naming(self.out, KEPT):
             self.home.mkdir(parents=True, exist_ok=True)
             lock = (self.home / "lock").open("w")
             try:
@@ -86,7 +85,7 @@ class Partial:
     def note(self, **changes: Any) -> None:
         """Change the state, all at once."""
         state = self.state | changes
-        with naming(self.out):
+        with naming(self.out, KEPT):
             fresh = self.home / "state.new"
             with fresh.open("w") as file:
                 json.dump(state, file)
@@ -99,26 +98,26 @@ class Partial:
         """Write arrays to a file of their own and give what finds it again."""
         path = self.home / f"{name}.npz"
         fresh = self.home / f"{name}.new"
-        with naming(self.out):
+        with naming(self.out, KEPT):
             with fresh.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
                 file.flush()
                 os.fsync(file.fileno())
-            digest = _digest(fresh)
+            digest = digest_file(fresh)
             os.replace(fresh, path)
         return {"file": path.name, "digest": digest}
 
     def kept(self, record: Mapping[str, Any]) -> dict[str, Array] | None:
         """What `keep` wrote, or None where the file is not as it was."""
         path = self.home / str(record.get("file"))
-        if not path.is_file() or _digest(path) != record.get("digest"):
+        if not path.is_file() or digest_file(path) != record.get("digest"):
             return None
         with np.load(path, allow_pickle=False) as held:
             return {key: held[key] for key in held.files}
 
     def seal(self) -> None:
         """Make the output appear under its name."""
-        with naming(self.out):
+        with naming(self.out, KEPT):
             _check_target(self.out, self.overwrite)
             (exchange if self.out.exists() else rename_new)(self.made, self.out)
             shutil.rmtree(self.home, ignore_errors=True)
@@ -136,25 +135,3 @@ def _check_target(out: Path, overwrite: bool) -> None:
     strange = [path.name for path in out.iterdir() if not (path / MANIFEST_NAME).is_file()]
     if strange:
         raise RequestError(f"{out}: holds {strange[0]!r}, which is no statistics, so it is not replaced")
-
-
-def _digest(path: Path) -> str:
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Failures of the file system as errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(
-                f"{path}: the disk is full. What was finished is kept beside it; free space and run the same command "
-                "again to go on from there"
-            ) from error
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -20,6 +20,7 @@ import numpy as np
 from merganser._facade import compute_scalars
 from merganser.algebra import norm
 from merganser.engine.memory import resident_bytes
+from merganser.engine.workspace import naming
 from merganser.errors import NonFiniteError, RequestError
 from merganser.observe import forward
 from merganser.observe.blocks import Blocks, put_back
@@ -28,7 +29,7 @@ from merganser.observe.forward import Reached
 from merganser.observe.inputs import Collector, finished
 from merganser.observe.layers import Layer, taps
 from merganser.observe.pace import Pace
-from merganser.observe.partial import Partial, naming
+from merganser.observe.partial import KEPT, Partial
 from merganser.observe.sums import Sums
 from merganser.running import Model
 
@@ -178,7 +179,7 @@ class _Run:
         collector = Collector(self.model, sums)
         if into is not None:
             shutil.rmtree(self.partial.home / into, ignore_errors=True)
-            with naming(self.partial.out):
+            with naming(self.partial.out, KEPT):
                 (self.partial.home / into).mkdir()
         with collector.attached():
             for number, rows in enumerate(self.feed.order):
@@ -188,7 +189,7 @@ class _Run:
                 made = one_pass(batch)
                 forward.check(self.model, made, batch, "the outputs" if into is None else "the hidden states")
                 if into is not None:
-                    with naming(self.partial.out):
+                    with naming(self.partial.out, KEPT):
                         np.save(self.partial.home / into / f"{number}.npy", made.numpy())
                 self.pace.tick(len(rows) * weight)
         self.hidden = None

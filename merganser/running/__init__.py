@@ -5,8 +5,9 @@ Everything that only names or reads data works without torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from merganser._lazy import lazy
 
 if TYPE_CHECKING:
     from merganser.running.checks import finite
@@ -53,9 +54,4 @@ __all__ = [
     "require",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__ = lazy(__name__, _HOMES)

@@ -151,6 +151,13 @@ def test_wrong_requests_are_one_clear_message(
     assert document["error"]["message"]
 
 
+def test_the_default_of_memory_can_be_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGANSER_MEMORY", "20MiB")
+    assert "--memory 20 MiB is too little" in run("merge", "recipe.yaml", "out", cwd=place, code=2).stderr
+    assert "--memory 20 MiB is too little" in run("explain", "recipe.yaml", cwd=place, code=2).stderr
+    run("merge", "recipe.yaml", "out", "--memory", "1GiB", "--quiet", cwd=place)
+
+
 def test_a_damaged_checkpoint_fails_verification(place: Path) -> None:
     run("merge", "recipe.yaml", "out", "--quiet", cwd=place)
     with (place / "out" / "model.safetensors").open("r+b") as file:

@@ -220,14 +220,12 @@ def test_a_file_is_merged_by_the_command_with_the_same_bytes(models):
     from merganser.cli import app
 
     (models / "moe.yaml").write_text(FULL)
-    done = CliRunner().invoke(
-        app, ["merge", "moe.yaml", "out", "--seed", "5", "--no-sync", "--memory", "8GiB"]
-    )
+    done = CliRunner().invoke(app, ["merge", "moe.yaml", "out", "--seed", "5", "--no-sync"])
     assert done.exit_code == 0, done.output
     weights, fields = recipe.build(recipe.load(models / "moe.yaml"), seed=5)
     weights.save(models / "again", sync=False, generator="merganser merge", **fields)
     assert files_of(models / "out") == files_of(models / "again")
-    told = CliRunner().invoke(app, ["explain", "moe.yaml", "--memory", "8GiB"])
+    told = CliRunner().invoke(app, ["explain", "moe.yaml"])
     assert told.exit_code == 0, told.output
     assert "mixture" in told.output
 
