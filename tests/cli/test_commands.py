@@ -12,7 +12,7 @@ import pytest
 from makers import BF16, ROOT, write_model
 
 
-def run(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "merganser", *arguments],
         cwd=cwd,
@@ -21,6 +21,7 @@ def run(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProces
             "PYTHONPATH": str(ROOT),
             "MERGANSER_CACHE": str(cwd / "cache"),
             "HOME": str(cwd),
+            **environment,
         },
         capture_output=True,
         text=True,
@@ -151,11 +152,11 @@ def test_wrong_requests_are_one_clear_message(
     assert document["error"]["message"]
 
 
-def test_the_default_of_memory_can_be_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MERGANSER_MEMORY", "20MiB")
-    assert "--memory 20 MiB is too little" in run("merge", "recipe.yaml", "out", cwd=place, code=2).stderr
-    assert "--memory 20 MiB is too little" in run("explain", "recipe.yaml", cwd=place, code=2).stderr
-    run("merge", "recipe.yaml", "out", "--memory", "1GiB", "--quiet", cwd=place)
+@pytest.mark.parametrize("command", [("merge", "recipe.yaml", "out"), ("explain", "recipe.yaml")])
+def test_the_default_of_memory_can_be_set(place: Path, command: tuple[str, ...]) -> None:
+    done = run(*command, cwd=place, code=2, MERGANSER_MEMORY="20MiB")
+    assert "--memory 20 MiB is too little" in done.stderr
+    run(*command, "--memory", "1GiB", cwd=place, MERGANSER_MEMORY="20MiB")
 
 
 def test_a_damaged_checkpoint_fails_verification(place: Path) -> None:
