@@ -15,10 +15,10 @@ from merganser.errors import RequestError, did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
+    from merganser._progress import Progress
     from merganser.algebra import Expression
     from merganser.checkpoint import Checkpoint
     from merganser.engine import Report, SaveOptions
-    from merganser.engine.options import Progress
 
 
 def open(

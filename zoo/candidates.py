@@ -13,15 +13,17 @@ from typing import Any, Literal
 MEAN, SUM = "mean", "task_arithmetic"
 Setting = Mapping[str, Any]
 LEARNED = 60
-"""Steps of AdaMerging, 16 texts of each task a step; the paper takes 500, which is hours on two cores."""
+"""Steps of learned coefficients, 16 texts of each task a step; AdaMerging takes 500, which is hours on two cores."""
+SEARCHED = 30
+"""Evaluations of a search on all validation rows."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One way to merge. `settings` are arguments of `merganser.methods`; with more than one, validation chooses.
 
-    statistics: what is observed of each parent first. per_task: it makes one model a task. learned: arguments of
-    `merganser learn`, which finds the coefficients on unlabelled validation texts.
+    statistics: what is observed of each parent first. per_task: it makes one model a task. learned: how it is found on
+    validation rows (`zoo.by_data`).
     """
 
     name: str
@@ -64,8 +66,8 @@ ALL: Sequence[Candidate] = (
     Candidate("dare_ties", "dare_ties", _scales(0.3, 0.6, 1.2, 1.8, density=0.5)),
     Candidate("breadcrumbs", "breadcrumbs", _weights(0.15, 0.3, 0.6, 0.9, density=0.85)),
     Candidate("pcb", "pcb", _scales(0.3, 0.6, 1.2, 1.8)),
-    Candidate("iso_c", "iso_c", _scales(0.25, 0.5, 1.0, 1.5)),
-    Candidate("iso_cts", "iso_cts", _scales(0.25, 0.5, 1.0, 1.5)),
+    Candidate("iso_c", "iso_c", _scales(0.25, 0.5, 1.0, 1.5, 2.0)),
+    Candidate("iso_cts", "iso_cts", _scales(0.25, 0.5, 1.0, 1.5, 2.0)),
     Candidate("consensus", "consensus", _scales(0.15, 0.3, 0.6, 0.9)),
     Candidate("tall_masks", "tall_masks", per_task=True, families=("minilm",)),
     Candidate("emr", "emr", per_task=True, families=("minilm",)),
@@ -82,6 +84,20 @@ ALL: Sequence[Candidate] = (
     Candidate("della", "della", _scales(0.3, 0.6, 1.2, 1.8)),
     Candidate("della_linear", "della_linear", _weights(0.15, 0.3, 0.5, 0.8)),
     Candidate("opcm", "opcm"),
+    Candidate("greedy soup", "linear", learned={"by": "soup"}),
+    Candidate("cma", "task_arithmetic", learned={"by": "search", "evaluations": SEARCHED}),
+    Candidate(
+        "atlas",
+        "task_arithmetic",
+        learned={"by": "atlas", "steps": LEARNED, "batch": 16},
+        families=("minilm",),
+    ),
+    Candidate(
+        "self_positioning",
+        "task_arithmetic",
+        learned={"by": "self_positioning", "steps": LEARNED, "batch": 16},
+        families=("minilm",),
+    ),
 )
 BY_NAME = {candidate.name: candidate for candidate in ALL}
 PAIRWISE = ("slerp", "nuslerp", "nearswap", "arcee_fusion", "wise_ft", "passthrough", "graft")

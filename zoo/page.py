@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo import findings, folds_page
 from zoo.candidates import MEAN, PAIRWISE
 from zoo.claims import CLAIMS
 from zoo.figures import Figure
@@ -39,6 +40,8 @@ def render(plans: Sequence[Plan]) -> str:
     for plan in sorted(plans, key=lambda plan: plan.family, reverse=True):
         lines += family(plan)
     lines += claims(plans)
+    lines += findings.section(plans)
+    lines += folds_page.section(plans[0].zoo.root)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -73,25 +76,13 @@ def rows_of(plan: Plan) -> dict[str, Values]:
 
 def _ensemble(plan: Plan, seed: int) -> dict[str, float] | None:
     """Accuracy of the mean of all siblings' probabilities, task by task."""
-    if plan.family != "minilm":
-        return None
-    import numpy as np
+    from merganser.evaluate import ensemble, read_results
 
-    from merganser.evaluate import read_results
-
-    siblings = [score for score in plan.roles(seed) if score.what.startswith("sibling")]
-    if any(score.metrics() is None for score in siblings):
+    siblings = plan.ensemble(seed)
+    if not siblings or any(score.metrics() is None for score in siblings):
         return None
-    results = [read_results(score.folder) for score in siblings]
-    found = {}
-    for task in plan.zoo.over(plan.family):
-        parts = [result.tasks[task] for result in results]
-        logs = np.array([part.column("log_probabilities") for part in parts])
-        winners = np.exp(logs).mean(0).argmax(1)
-        choices, answers = parts[0].column("choices"), parts[0].column("answer")
-        right = [names[w] == answer for names, w, answer in zip(choices, winners, answers, strict=True)]
-        found[task] = float(np.mean(right))
-    return found
+    made = ensemble([read_results(score.folder) for score in siblings])
+    return {name: task.metrics["accuracy"] for name, task in made.tasks.items()}
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 
 from demo.fetch import DemoError
 
+from zoo import by_data
 from zoo.candidates import BY_NAME
 
 STATISTICS_ROWS = 200
@@ -94,13 +95,14 @@ class Score:
         """What progress shows."""
         return f"{self.family} {self.what} {self.seed} {self.part} {dict(self.setting) or ''}".strip()
 
-    def metrics(self) -> dict[str, float] | None:
-        """The score by task, None while it is missing."""
+    def metrics(self, name: str | None = None) -> dict[str, float] | None:
+        """The score by task, or another metric by its name; None while it is missing."""
         try:
             found = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
         except OSError:
             return None
-        return {name: task["metrics"][METRIC[self.family]] for name, task in found["tasks"].items()}
+        wanted = name or METRIC[self.family]
+        return {task: one["metrics"][wanted] for task, one in found["tasks"].items()}
 
     def mean(self) -> float | None:
         """The mean over tasks."""
@@ -244,7 +246,7 @@ def merged(score: Score, more: Mapping[str, Any]) -> Any:
 
     candidate = BY_NAME[score.what]
     if candidate.learned is not None:
-        return _learned(score, candidate.learned)
+        return by_data.found(score, candidate.learned)
     base, *models = (mg.open(path, name=f"model {n}") for n, path in enumerate(score.parents))
     setting = {**score.setting, **more}
     if candidate.statistics is not None:
@@ -255,21 +257,6 @@ def merged(score: Score, more: Mapping[str, Any]) -> Any:
             for path, task in zip(score.parents[1:], score.tasks, strict=True)
         ]
     return methods.get(candidate.method)(base, models, **setting)
-
-
-def _learned(score: Score, settings: Mapping[str, Any]) -> Any:
-    """Coefficients learned on the validation texts without their labels, rebuilt from the recipe they make."""
-    from merganser.recipe import build, load
-    from merganser.search import learn
-
-    recipe = {
-        "method": "task_arithmetic",
-        "base_model": score.parents[0],
-        "models": [{"model": path} for path in score.parents[1:]],
-    }
-    suite = score.root / "suites" / f"{score.family}.validation.yaml"
-    found = learn(recipe, suite, seed=score.seed, **settings)
-    return build(load(dict(found.documents[-1])))[0]
 
 
 def _statistics(score: Score, model: str, task: str, kind: str) -> Path:

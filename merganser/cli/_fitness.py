@@ -35,6 +35,12 @@ METRIC = Annotated[
 ]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the file OUT.yaml.")]
 THREADS = Annotated[int, typer.Option(help="Threads of torch; 0 is its own choice.", min=0)]
+MEMORY = Annotated[
+    str | None,
+    typer.Option(
+        help="What the process may hold while a candidate is computed, as 8GiB (default: 1 GiB more than then)."
+    ),
+]
 QUIET = _saving.QUIET
 
 
@@ -46,10 +52,13 @@ def use_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def fitness_of(suite: Path, fitness: str, metric: str | None, threads: int) -> SuiteFitness:
+def fitness_of(
+    suite: Path, fitness: str, metric: str | None, threads: int, memory: str | None = None
+) -> SuiteFitness:
     """The fitness that the options say. Raises `RequestError` naming the option."""
     from merganser.running import require
     from merganser.search import SuiteFitness
+    from merganser.search.live import Live
 
     combine: str | dict[str, float] = fitness
     if "=" in fitness:
@@ -60,7 +69,10 @@ def fitness_of(suite: Path, fitness: str, metric: str | None, threads: int) -> S
             except ValueError:
                 raise RequestError(f"--fitness: the weight of {name!r} is {text!r}, not a number") from None
     made = SuiteFitness(
-        suite, combine=combine, metric=_pairs(metric, "--metric") if metric and "=" in metric else metric
+        suite,
+        combine=combine,
+        metric=_pairs(metric, "--metric") if metric and "=" in metric else metric,
+        live=Live(None if memory is None else console.parse_size(memory, "--memory")),
     )
     require("torch", "transformers", "pyarrow")
     use_threads(threads)

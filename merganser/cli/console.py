@@ -7,12 +7,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from merganser._progress import Progress
 from merganser.errors import MerganserError, RequestError
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
@@ -28,8 +29,6 @@ MEMORY = Annotated[
 ]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-Progress = Callable[[int, int], None]
 
 
 def parse_size(text: str, option: str) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merganser._progress import Progress
 from merganser.cli import console
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def command(
             console.say(f"... and {len(changed) - rows} more")
 
 
-def compare(a: Weights, b: Weights, progress: console.Progress | None = None) -> dict[str, Any]:
+def compare(a: Weights, b: Weights, progress: Progress | None = None) -> dict[str, Any]:
     """The document that --json prints. Float tensors are read once each, others by their digest."""
     from merganser import compute_scalars
     from merganser.errors import RequestError

@@ -67,19 +67,18 @@ def command(
         console.say(f"sealed by merganser {m['version']}{parents}; digest {m['digest']}")
     if found["statistics"]:
         s = found["statistics"]
-        console.say(
-            f"statistics: {s['kind']} of {s['model']} ({s['identity']}) over {s['rows']} rows of {s['data']}"
-        )
+        of = f"{s['model']} ({s['identity']})" if s["identity"] else s["model"]
+        console.say(f"statistics: {s['kind']} of {of} over {s['rows']} rows of {s['data']}")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The document that --json prints."""
     from merganser.errors import CheckpointError
-    from merganser.lineage.statistics import statistics_note
+    from merganser.lineage import statistics_note
 
     config = checkpoint.config or {}
     note = None
-    with contextlib.suppress(CheckpointError):  # the note of a pair has two models
+    with contextlib.suppress(CheckpointError):  # a malformed note hides nothing else
         note = statistics_note(checkpoint)
     dtypes: dict[str, int] = {}
     groups: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}

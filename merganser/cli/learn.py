@@ -39,6 +39,10 @@ def command(
     batch: Annotated[int | None, typer.Option(help="Rows of each task in a step.")] = None,
     start: Annotated[float | None, typer.Option(help="Where the coefficients start.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of rows.", min=0)] = 0,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Refuse to begin where more is needed, as 8GiB (activations are not counted)."),
+    ] = None,
     threads: _fitness.THREADS = 0,
     overwrite: _fitness.OVERWRITE = False,
     quiet: _fitness.QUIET = False,
@@ -52,6 +56,7 @@ def command(
     from merganser.search.learning import learn_into
 
     require("torch", "transformers", "pyarrow")
+    limit = None if memory is None else console.parse_size(memory, "--memory")
     _fitness.use_threads(threads)
     with console.progress(not quiet and not as_json, "learning", "steps") as progress:
         found = learn_into(
@@ -66,6 +71,7 @@ def command(
             batch=batch,
             start=start,
             seed=seed,
+            memory=limit,
             overwrite=overwrite,
             progress=progress,
         )

@@ -125,7 +125,29 @@ def report(found: Any, out: Path) -> None:
             f"{line['mask']}: shares {line['shared']} entries, {line['of_this']:.1%} of this mask "
             f"({line['by_chance_of_this']:.1%} by chance) and {line['of_that']:.1%} of that"
         )
-    console.say(f"chosen: at most {found['chosen']:.4%} of the entries; {out}/recipe.yaml grafts them")
+    console.say(_choice(found))
+    console.say(f"{out}/recipe.yaml grafts them")
+
+
+def _choice(found: Any) -> str:
+    """Which share was taken, and why."""
+    share, kept = f"at most {found['chosen']:.4%} of the entries", found["chosen_kept"]
+    wanted = f"{_percent(found['options']['keep'])} of the gain on {found['data']}"
+    if found["kept_enough"]:
+        return f"chosen: {share}, the smallest share that keeps {wanted} ({kept:.1%})"
+    if kept is None:
+        return (
+            f"none chosen by what it keeps: on {found['data']} the fine-tune is no better than its base "
+            f"({found['metric']}); taken: {share}, the smallest share"
+        )
+    return (
+        f"no share keeps {wanted}; taken: {share}, which keep most of it ({kept:.1%}). "
+        "A larger --share or more --steps may keep more"
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.4g}%"
 
 
 def _number(value: float) -> str:

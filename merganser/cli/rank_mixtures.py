@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merganser.cli import _fitness, console
+
+if TYPE_CHECKING:
+    from merganser.search.mixtures import Proxies
 
 NAME = "rank-mixtures"
 EXAMPLE = "Example: merganser rank-mixtures web code books --suite validation.yaml --sets mixtures.yaml"
@@ -32,6 +36,7 @@ def command(
     journal: Annotated[Path | None, typer.Option(help="Keep evaluations in this file (.jsonl).")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap of rank correlations.", min=0)] = 0,
     threads: _fitness.THREADS = 0,
+    memory: _fitness.MEMORY = None,
     allow_pickle: console.ALLOW_PICKLE = False,
     quiet: _fitness.QUIET = False,
     as_json: console.JSON = False,
@@ -52,7 +57,7 @@ def command(
         if name in opened:
             raise RequestError(f"two parts are called {name!r}; name them: PART=PATH")
         opened[name] = open_weights(path, name=name, allow_pickle=allow_pickle)
-    goal = _fitness.fitness_of(suite, fitness, metric, threads)
+    goal = _fitness.fitness_of(suite, fitness, metric, threads, memory)
     wanted = None if sets is None else read_sets(sets, list(opened))
     with console.progress(not quiet and not as_json, "averaging", "sets") as progress:
         found = rank_mixtures(opened, goal, wanted, seed=seed, journal=journal, progress=progress)
@@ -61,18 +66,16 @@ def command(
         return
     if quiet:
         return
-    known = any(one.true is not None for one, *_ in found.rows)
+    columns: dict[str, Callable[[Proxies], float | None]] = {
+        "average": lambda one: one.average.fitness,
+        "mean of parts": lambda one: one.mean,
+        "ensemble": lambda one: one.ensemble,
+        "true": lambda one: one.mixture.true,
+    }
+    shown = {name: of for name, of in columns.items() if any(of(one) is not None for one in found.rows)}
     console.table(
-        ("parts", "average", "mean of parts", *(["true"] if known else [])),
-        [
-            (
-                one.name,
-                _fitness.number(score.fitness),
-                _fitness.number(mean),
-                *([_fitness.number(one.true)] if known else []),
-            )
-            for one, score, mean in found.rows
-        ],
+        ("parts", *shown),
+        [(one.mixture.name, *(_number(of(one)) for of in shown.values())) for one in found.rows],
     )
     for proxy in found.agreement:
         interval = "" if proxy.low is None else f" (95 % {proxy.low:.2f} to {proxy.high:.2f})"
@@ -80,6 +83,10 @@ def command(
             f"\n{proxy.proxy} against true scores, {proxy.count} sets: "
             f"Spearman {_rank(proxy.spearman)}{interval}, Kendall {_rank(proxy.kendall)}"
         )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else _fitness.number(value)
 
 
 def _rank(value: float | None) -> str:

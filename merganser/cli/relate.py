@@ -169,6 +169,8 @@ def report(found: dict[str, Any]) -> None:
             ],
         )
         console.say(f"the score selects {found['transfer']['selected']}")
+    for row in found["warnings"]:
+        console.say(f"\nwarning, {row['what']}{' of ' + row['of'] if row['of'] else ''}: {row['why']}")
     for row in found["left_out"]:
         console.say(
             f"\nleft out: {row['what']}{' of ' + row['of'] if row['of'] else ''}\n  because {row['why']}"

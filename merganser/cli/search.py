@@ -36,6 +36,7 @@ def command(
         typer.Option(help="A suite on other data, on which the result is scored when it is chosen."),
     ] = None,
     threads: _fitness.THREADS = 0,
+    memory: _fitness.MEMORY = None,
     overwrite: _fitness.OVERWRITE = False,
     quiet: _fitness.QUIET = False,
     as_json: console.JSON = False,
@@ -48,7 +49,7 @@ def command(
     from merganser.search.run import search_into
     from merganser.search.writer import journal_of
 
-    goal = _fitness.fitness_of(suite, fitness, metric, threads)
+    goal = _fitness.fitness_of(suite, fitness, metric, threads, memory)
     other = None if test is None else _fitness.fitness_of(test, fitness, metric, threads)
     if other is not None:
         other.live = goal.live

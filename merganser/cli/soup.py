@@ -25,6 +25,7 @@ def command(
     fitness: _fitness.FITNESS = "mean",
     metric: _fitness.METRIC = None,
     threads: _fitness.THREADS = 0,
+    memory: _fitness.MEMORY = None,
     overwrite: _fitness.OVERWRITE = False,
     quiet: _fitness.QUIET = False,
     as_json: console.JSON = False,
@@ -36,7 +37,7 @@ def command(
     from merganser.search.soups import soup_into
 
     *models, out = arguments
-    goal = _fitness.fitness_of(suite, fitness, metric, threads)
+    goal = _fitness.fitness_of(suite, fitness, metric, threads, memory)
     with console.progress(not quiet and not as_json, "tasting", "averages") as progress:
         found = soup_into(models, goal, out, kind=by, overwrite=overwrite, progress=progress)
     if as_json:

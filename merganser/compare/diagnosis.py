@@ -26,7 +26,7 @@ from merganser.compare.measures import (
 from merganser.compare.rank import ranks_of
 
 if TYPE_CHECKING:
-    from merganser.engine.options import Progress
+    from merganser._progress import Progress
 
 
 def diagnose(

@@ -190,9 +190,9 @@ def _examples(task: Task, rows: Rows, weight: Array, old: int, new: int, most: i
 
 
 def _chosen(task: Task, rows: Rows, weight: Array, most: int) -> list[int]:
-    """The heaviest samples, as they come in the order of their ids."""
+    """The heaviest samples, those of one weight in the order of their ids."""
     held = np.flatnonzero(weight > 0)
-    best = held[np.argsort(-weight[held], kind="stable")][:most]
+    best = held[np.lexsort((task.places[rows[held]], -weight[held]))][:most]
     return [int(row) for row in rows[best]]
 
 

@@ -24,7 +24,7 @@ from merganser.algebra.vocabulary import keep_count
 from merganser.compare.lineup import Lineup, Place
 
 if TYPE_CHECKING:
-    from merganser.engine.options import Progress
+    from merganser._progress import Progress
 
 TOPS = {"1%": 0.01, "10%": 0.1}
 """Shares of a tensor's entries that count as its largest ones."""

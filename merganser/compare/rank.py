@@ -17,7 +17,7 @@ from merganser.compare.lineup import Lineup, Place
 from merganser.errors import RequestError
 
 if TYPE_CHECKING:
-    from merganser.engine.options import Progress
+    from merganser._progress import Progress
 
 CHOICES = ("sample", "all", "none")
 EXACT = 2048

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merganser._progress import Progress
 from merganser._version import __version__
 from merganser.algebra import Weights
-from merganser.compare import cka, line, relative, singular, spaces, transfer
+from merganser.compare import cka, few_rows, line, relative, singular, spaces, transfer
 from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean, listing
 from merganser.running import Head, encode, open_model
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Aligner = Callable[[Weights, Weights], Weights]
-Progress = Callable[[int, int], None]
 PARTS = ("line", "weights", "cka", "relative", "transfer")
 ANCHORS = 128
 MOST_ROWS = 2048
@@ -176,7 +176,8 @@ def relate(
     """Relate two models or more by running them; the document that the command prints and the page shows.
 
     parts: of line, weights, cka, relative, transfer; None means those that can be done, the others are listed in
-    `left_out` with their reasons; one that is named and cannot be done is an error. aligners: by name, functions that
+    `left_out` with their reasons; one that is named and cannot be done is an error. `warnings` says what is of too few
+    rows to mean much (`merganser.compare.few_rows`). aligners: by name, functions that
     bring a second model into the order of a first one: lines and distances are measured as they are and after each.
     points: on a line, ends included. anchors: for relative representations (default: 128, at most half of the rows).
     """
@@ -195,6 +196,7 @@ def relate(
         "cka": [],
         "relative": None,
         "transfer": None,
+        "warnings": [],
         "left_out": work.left_out,
     }
     found = _each(models, data, wanted, pooling, batch, work, document)
@@ -215,6 +217,9 @@ def relate(
     if "transfer" in wanted:
         with work.part("transfer"):
             document["transfer"] = _transfer(names, held, data, seed)
+    document["warnings"] = few_rows.warnings(
+        document, len(data.texts[:MOST_ROWS]), {task.name: len(task.rows) for task in data.tasks}
+    )
     return document
 
 

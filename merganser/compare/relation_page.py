@@ -20,6 +20,7 @@ def relation_page(document: Row) -> str:
     numbers = {row["model"]: str(k + 1) for k, row in enumerate(document["models"])}
     parts = [
         _head(document, numbers),
+        _warnings(document),
         _lines(document, numbers),
         _weights(document, numbers),
         _cka(document, numbers),
@@ -50,6 +51,16 @@ def _head(document: Row, numbers: dict[str, str]) -> str:
         f'<h1>Related by running</h1><p class="soft">{of}{text(data["name"])}. Losses in nats. '
         f"merganser {text(document['version'])}</p>" + card(table(heads, rows, words=(1, 2)))
     )
+
+
+def _warnings(document: Row) -> str:
+    rows = [
+        [cell(row["what"], "word"), cell(row["of"], "word"), cell(row["why"], "long")]
+        for row in document["warnings"]
+    ]
+    if not rows:
+        return ""
+    return "<h2>Few rows</h2>" + card(table(["what", "of", "why"], rows, words=(1, 2)))
 
 
 def _lines(document: Row, numbers: dict[str, str]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +112,15 @@ class Task:
     def __len__(self) -> int:
         return len(self.samples[0])
 
+    @cached_property
+    def places(self) -> Rows:
+        """Where each sample stands in a list of all by `id_order`; the resamples keep the order that samples are in."""
+        ids = self.samples[0].ids
+        key = id_order(ids)
+        places = np.empty(len(ids), np.intp)
+        places[sorted(range(len(ids)), key=lambda row: key(ids[row]))] = np.arange(len(ids))
+        return places
+
     def number(self, name: str) -> Array:
         """[samples, runs]"""
         return np.stack([one.numbers[name] for one in self.samples], axis=1)
@@ -122,6 +133,12 @@ class Lined:
     tasks: list[Task]
     unpaired: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def id_order(ids: Iterable[str]) -> Callable[[str], tuple[int, str]]:
+    """The key that lists of samples are sorted by: as numbers where all ids are whole numbers, else as text."""
+    numbers = all(re.fullmatch("[+-]?[0-9]{1,18}", one) for one in ids)
+    return lambda one: (int(one) if numbers else 0, one)
 
 
 def read_run(path: str | Path, name: str | None = None) -> Run:
@@ -194,7 +211,8 @@ def _line_up(name: str, runs: Sequence[Run], allow_missing: bool, unpaired: list
         places.append(where)
     common = set(places[0]).intersection(*places[1:])
     for run, where in zip(runs, places, strict=True):
-        alone = sorted(set(where) - common)
+        by_id = id_order(id_ for id_, _ in where)
+        alone = sorted(set(where) - common, key=lambda key: (by_id(key[0]), key[1]))
         if not alone:
             continue
         elsewhere = {key[0] for other in places if other is not where for key in other}

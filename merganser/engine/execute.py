@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from merganser._progress import Progress
 from merganser._version import __version__
 from merganser.algebra import Expression, Leaf, Weights
 from merganser.algebra.computed import Whole
@@ -26,7 +27,7 @@ from merganser.engine.files import Shard, index, lay_out
 from merganser.engine.kernels import compiler
 from merganser.engine.ledger import Ledger
 from merganser.engine.memory import Budget, budget, peak_bytes
-from merganser.engine.options import Progress, SaveOptions
+from merganser.engine.options import SaveOptions
 from merganser.engine.plan import Output, Plan, Step, Task, changed_files, plan_scalars, plan_weights
 from merganser.engine.scheduler import Scheduler
 from merganser.engine.sources import open_source

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from merganser._progress import Progress
 from merganser.checkpoint import DType
 from merganser.engine.kernels.loops import BLOCK
 from merganser.errors import RequestError
-
-Progress = Callable[[int, int], None]
-"""Called about ten times a second from the main thread with bytes done and bytes in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

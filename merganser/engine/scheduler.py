@@ -10,10 +10,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from merganser._progress import Progress
 from merganser.algebra.computed import Whole
 from merganser.algebra.expression import Expression, walk
 from merganser.engine.ledger import Ledger
-from merganser.engine.options import Progress
 from merganser.engine.plan import Plan, Stage, Step, Task
 from merganser.engine.steps import Buffers, StepRun
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from merganser._lazy import lazy
 
 if TYPE_CHECKING:
+    from merganser.evaluate.ensembles import ensemble
     from merganser.evaluate.lm_eval import read_lm_eval
     from merganser.evaluate.metrics import headline, metrics_of
     from merganser.evaluate.results import Results, TaskResult, read_results
@@ -19,6 +20,7 @@ _HOMES = {
     "Suite": "suite",
     "Task": "task",
     "TaskResult": "results",
+    "ensemble": "ensembles",
     "evaluate": "run",
     "evaluate_into": "run",
     "headline": "metrics",
@@ -31,6 +33,7 @@ __all__ = [
     "Suite",
     "Task",
     "TaskResult",
+    "ensemble",
     "evaluate",
     "evaluate_into",
     "headline",

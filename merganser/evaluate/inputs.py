@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from merganser.checkpoint.digest import digest_file
 from merganser.errors import RequestError
 from merganser.evaluate.task import Task, too_long
-from merganser.running import Head, batches, encode, pad, pooled, require
+from merganser.running import Head, batches, class_logits, encode, pad, pooled, require
 
 if TYPE_CHECKING:
     import torch
@@ -72,29 +74,39 @@ class Texts(Inputs):
 
 
 class Images(Inputs):
-    """Images: files beside the data, or lists of pixels."""
+    """Images: files beside the data, the bytes of files (as Parquet holds them), or lists of pixels.
+
+    A mapping of `bytes` and `path`, as the `datasets` library writes it, is its bytes, else the file.
+    """
 
     def __init__(self, task: Task, column: str) -> None:
         super().__init__(task)
         self.column = column
-        self.values = task.rows.column(column)
-        self.files: list[Path | None] = []
+        self.values = [_image(value) for value in task.rows.column(column)]
+        self.sources: list[Path | bytes | None] = []
         marks: list[Any] = []
         for number, value in enumerate(self.values, 1):
-            path = _image_file(task, column, number, value) if isinstance(value, str) else None
-            self.files.append(path)
-            marks.append(_pixels(task, column, number, value).tolist() if path is None else digest_file(path))
+            source = _image_file(task, column, number, value) if isinstance(value, str) else None
+            self.sources.append(value if isinstance(value, bytes) else source)
+            if isinstance(value, bytes):
+                marks.append(xxhash.xxh3_128_hexdigest(value))
+            elif source is not None:
+                marks.append(digest_file(source))  # the same for the same file as bytes
+            else:
+                marks.append(_pixels(task, column, number, value).tolist())
         self.marks = marks
 
     def shown(self, row: int) -> str:
-        """The name of the file, or the shape of the pixels (channels, height, width)."""
+        """The name of the file, how many bytes, or the shape of the pixels (channels, height, width)."""
         value = self.values[row]
+        if isinstance(value, bytes):
+            return f"an image of {len(value)} bytes"
         return value if isinstance(value, str) else f"pixels {list(np.shape(self.marks[row]))}"
 
     def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
         """See `Inputs.prepare`. Without an image processor only lists of pixels of the model's own size are taken."""
         processed = model.file("preprocessor_config.json") is not None
-        if any(self.files):
+        if any(source is not None for source in self.sources):
             require("PIL")
             if not processed:
                 raise RequestError(
@@ -119,21 +131,23 @@ class Images(Inputs):
                 given = torch.from_numpy(
                     np.stack([_pixels(self.task, self.column, row + 1, self.values[row]) for row in rows])
                 )
-            found: torch.Tensor = model.module(pixel_values=given.float()).logits
-            return found
+            return class_logits(model.module(pixel_values=given.float()))
 
         return self.in_turn(), logits
 
     def _opened(self, row: int) -> Any:
         from PIL import Image
 
-        path = self.files[row]
-        if path is not None:
+        source = self.sources[row]
+        if source is not None:
             try:
-                with Image.open(path) as image:
+                with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                     return image.convert("RGB")
             except Exception as error:  # Pillow's plugins raise many kinds
-                raise RequestError(f"{path}: is no image that can be read (row {row + 1}): {error}") from None
+                place = f"{self.task.path}: {self.column!r}" if isinstance(source, bytes) else str(source)
+                raise RequestError(
+                    f"{place}: is no image that can be read (row {row + 1}): {error}"
+                ) from None
         pixels = _pixels(self.task, self.column, row + 1, self.values[row])
         if pixels.min() < 0 or pixels.max() > 255:
             raise self.task.wrong(row + 1, self.column, "has pixels outside 0 to 255", self.values[row])
@@ -196,10 +210,8 @@ class Numbers(Inputs):
         def logits(rows: Sequence[int]) -> torch.Tensor:
             import torch
 
-            found = model.module(past_values=torch.from_numpy(np.stack([values[row] for row in rows])))
-            named = next(key for key in ("prediction_logits", "prediction_outputs") if hasattr(found, key))
-            result: torch.Tensor = getattr(found, named)
-            return result
+            given = torch.from_numpy(np.stack([values[row] for row in rows]))
+            return class_logits(model.module(past_values=given))
 
         return self.in_turn(), logits
 
@@ -224,6 +236,12 @@ def token_ids(
         if limit is not None and len(one) > limit:
             raise too_long(task, (rows[place] if rows else place) + 1, len(one), limit, model.label)
     return ids
+
+
+def _image(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        return value.get("path") if value.get("bytes") is None else value["bytes"]
+    return value
 
 
 def _image_file(task: Task, column: str, number: int, value: str) -> Path:
@@ -253,7 +271,10 @@ def _pixels(task: Task, column: str, number: int, value: Any) -> np.ndarray[Any,
         found = np.moveaxis(found, 2, 0)
     if found.ndim != 3 or not found.size or not np.isfinite(found).all():
         raise task.wrong(
-            number, column, "is no path and no list of pixels [height][width] or with channels", value
+            number,
+            column,
+            "is no path, no bytes and no list of pixels [height][width] or with channels",
+            value,
         )
     return found
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xxhash
 
+from merganser._progress import Progress
 from merganser._version import __version__
 from merganser.evaluate.metrics import metrics_of
 from merganser.evaluate.output import RESULTS, Workspace, check_target
@@ -19,25 +21,26 @@ from merganser.running import Model, open_model, require
 if TYPE_CHECKING:
     from merganser.algebra import Weights
 
-Progress = Callable[[int, int], None]
-
 
 def evaluate(
     model: Model | str | Path | Weights,
     suite: Suite | str | Path | Mapping[str, Any],
     *,
+    identify: bool = True,
     progress: Progress | None = None,
 ) -> Results:
     """Run every task of `suite` on `model` and give the results, in memory.
 
     model: one that is open, a model directory, or lazy weights, which are computed in memory and not written.
+    identify: say whose results they are; of a model that was never written that reads all its numbers, so searches,
+    which keep no results of their candidates, do without, and the identity is None.
     Everything that can be known is checked before anything runs. `progress` is called with samples done and
     samples in all.
 
     Raises `RequestError` for what cannot work, naming file and row, and `NonFiniteError` where the model
     returns NaN or Inf, naming model, task and row. Batches change a number by rounding only (about 1e-6).
     """
-    ready = _Ready(model, suite)
+    ready = _Ready(model, suite, identify)
     return Results(ready.model, ready.suite, dict(ready.results({}, progress)))
 
 
@@ -77,7 +80,10 @@ class _Ready:
     """A suite that was checked against a model, ready to run."""
 
     def __init__(
-        self, source: Model | str | Path | Weights, suite: Suite | str | Path | Mapping[str, Any]
+        self,
+        source: Model | str | Path | Weights,
+        suite: Suite | str | Path | Mapping[str, Any],
+        identify: bool = True,
     ) -> None:
         require("torch", "transformers", "pyarrow")
         opened = suite if isinstance(suite, Suite) else Suite.open(suite)
@@ -85,7 +91,11 @@ class _Ready:
         model = source if isinstance(source, Model) else open_model(source)
         self.tasks = opened.tasks
         self.prepared = opened.check(model)
-        self.model = {"label": model.label, "identity": model.identity or live_identity(model)}
+        known = model.identity
+        self.model = {
+            "label": model.label,
+            "identity": live_identity(model) if known is None and identify else known,
+        }
         self.suite = {"name": opened.name, "digest": opened.digest}
 
     def results(
@@ -143,5 +153,5 @@ def live_identity(model: Model) -> str:
     state = xxhash.xxh3_128(b"live identity 1")
     for name, value in sorted(model.module.state_dict().items()):
         state.update(f"{name}{list(value.shape)}".encode())
-        state.update(value.detach().contiguous().numpy().tobytes())
+        state.update(value.detach().contiguous().numpy().reshape(-1).view(np.uint8))  # not a copy
     return f"live-{state.hexdigest()}"

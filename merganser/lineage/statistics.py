@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from merganser.checkpoint import Checkpoint
 from merganser.checkpoint.layout import MANIFEST_NAME, read_json
 from merganser.errors import CheckpointError
 
+PAIRED = "paired"
+"""The kind that `merganser observe-pair` writes, of two models."""
+
 
 @dataclass(frozen=True, slots=True)
 class StatisticsNote:
-    """The note. `identity` is that of the observed model (checkpoint/digest); `tokens` is 0 if not known."""
+    """The note. `identity` is that of the observed model (checkpoint/digest); `tokens` is 0 if not known.
+
+    Of a pair `model` names both, and `identity` is empty.
+    """
 
     kind: str
     model: str
@@ -23,19 +30,32 @@ class StatisticsNote:
     tokens: int
 
 
+def raw_note(source: Checkpoint | Sequence[Any] | None) -> Any:
+    """What the first note of statistics says, as it stands: in a checkpoint's manifest, or in notes at hand.
+
+    None where there is none.
+    """
+    if isinstance(source, Checkpoint):
+        path = _manifest(source)
+        source = None if path is None else read_json(path).get("notes")
+    notes = source if isinstance(source, Sequence) else ()
+    return next(
+        (note["statistics"] for note in notes if isinstance(note, Mapping) and "statistics" in note), None
+    )
+
+
 def statistics_note(checkpoint: Checkpoint) -> StatisticsNote | None:
     """The note of a checkpoint of statistics; None where it has none. Reads the manifest only.
 
     Raises `CheckpointError` where the note is malformed.
     """
+    raw = raw_note(checkpoint)
+    return None if raw is None else _read(raw, str(_manifest(checkpoint)))
+
+
+def _manifest(checkpoint: Checkpoint) -> Path | None:
     path = None if checkpoint.directory is None else checkpoint.directory / MANIFEST_NAME
-    if path is None or not path.is_file():
-        return None
-    notes = read_json(path).get("notes")
-    for note in notes if isinstance(notes, list) else ():
-        if isinstance(note, Mapping) and "statistics" in note:
-            return _read(note["statistics"], str(path))
-    return None
+    return path if path is not None and path.is_file() else None
 
 
 def _read(raw: Any, place: str) -> StatisticsNote:
@@ -45,10 +65,15 @@ def _read(raw: Any, place: str) -> StatisticsNote:
             raise CheckpointError(f"{place}: the note of the statistics has no valid {key!r}")
         return value
 
+    kind = held("kind", str, None)
+    paired = kind == PAIRED
+    models = (
+        [one.get("label") for one in held("models", list, []) if isinstance(one, Mapping)] if paired else []
+    )
     return StatisticsNote(
-        kind=held("kind", str, None),
-        model=held("model", str, ""),
-        identity=held("identity", str, None),
+        kind=kind,
+        model=" and ".join(map(str, models)) if paired else held("model", str, ""),
+        identity="" if paired else held("identity", str, None),
         data=held("data", str, ""),
         rows=held("rows", int, 0),
         tokens=held("tokens", int, 0),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from merganser._progress import Progress
 from merganser.checkpoint import open_checkpoint
 from merganser.checkpoint.digest import content_digest, digest_file, digest_tensor
 from merganser.checkpoint.layout import MANIFEST_NAME
@@ -14,9 +14,7 @@ from merganser.errors import RequestError, VerificationError, listing
 from merganser.lineage.manifest import own_digest, read_manifest
 
 
-def verify(
-    path: Path | str, *, threads: int = 0, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def verify(path: Path | str, *, threads: int = 0, progress: Progress | None = None) -> dict[str, Any]:
     """Read every tensor and file of a sealed checkpoint and compare digests.
 
     Returns {"path", "digest", "tensors", "bytes", "files", "parents"}. Raises `VerificationError` naming every tensor

@@ -13,8 +13,7 @@ from merganser.observe.feed import Feed, Texts
 from merganser.observe.options import Options
 from merganser.observe.pace import Pace
 from merganser.observe.partial import Array, Partial
-from merganser.running import Head, Model, Rows, finite, pooled
-from merganser.running.heads import class_numbers
+from merganser.running import Head, Model, Rows, class_logits, class_numbers, finite, pooled
 
 if TYPE_CHECKING:
     import torch
@@ -115,10 +114,7 @@ class Objective:
             features = pooled(self.model, ids, pooling=self.head.pooling, normalize=self.head.normalize)
             found: torch.Tensor = self.head(features)[0]
             return found
-        given = self.model.module(**self.feed.batch([row]).arguments)
-        key = "logits" if hasattr(given, "logits") else "prediction_logits"  # of a classifier of series
-        logits: torch.Tensor = getattr(given, key)[0]
-        return logits
+        return class_logits(self.model.module(**self.feed.batch([row]).arguments))[0]
 
     def _causal(self, row: int) -> torch.Tensor:
         import torch

@@ -12,7 +12,7 @@ from merganser.checkpoint import Checkpoint, open_checkpoint
 from merganser.checkpoint.digest import identity
 from merganser.checkpoint.layout import MANIFEST_NAME
 from merganser.errors import RequestError
-from merganser.lineage import statistics_note
+from merganser.lineage import PAIRED, statistics_note
 from merganser.observe.options import KINDS
 
 
@@ -36,6 +36,11 @@ def statistics(
     if note is None:
         raise RequestError(
             f"{place}: holds no statistics; `merganser observe MODEL DATA OUT` writes OUT/<kind>"
+        )
+    if note.kind == PAIRED:
+        raise RequestError(
+            f"{place}: holds joint moments of two models ({note.model}), which the steps align_activations and pleas "
+            "open themselves; `merganser.open` opens them without a model"
         )
     if model is not None:
         label, mark = _identity(model)

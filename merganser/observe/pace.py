@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from merganser._progress import Progress
 from merganser.observe.partial import Array, Partial
 
-Progress = Callable[[int, int], None]
-"""Called with rows done and rows in all; a row counts once for every time that it is run."""
 _SHARE = 20
 """Keeping takes at most one part in so many of the time."""
 
 
 class Pace:
-    """Counts rows, and keeps sums every `seconds`, less often where keeping takes long."""
+    """Counts rows, each as often as it is run, and keeps sums every `seconds`, less often where keeping takes long."""
 
     def __init__(self, total: int, progress: Progress | None, seconds: float) -> None:
         self.total, self.progress, self.seconds = total, progress, seconds

@@ -8,24 +8,26 @@ matched and layers fitted from these numbers alone, without running a model agai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merganser._progress import Progress
 from merganser.algebra.rearranged import Array
 from merganser.algebra.weights import Entry, Weights
 from merganser.errors import NonFiniteError, RequestError, listing
+from merganser.lineage import PAIRED
+from merganser.observe import forward
+from merganser.observe.feed import Batch
 from merganser.running import Model, batches, encode, pad
 
 if TYPE_CHECKING:
     import torch
 
 Values = np.ndarray[Any, Any]
-Progress = Callable[[int, int], None]
-KIND = "paired"
 BATCH = 16
 
 
@@ -48,8 +50,8 @@ class Paired:
             for name, array in self.joint.items()
             if name not in self.shared
         }
-        note = {"statistics": {"kind": KIND, "shared": dict(self.shared), **self.note}}
-        return Weights(entries, label=KIND, origin=None, notes=(note,))
+        note = {"statistics": {"kind": PAIRED, "shared": dict(self.shared), **self.note}}
+        return Weights(entries, label=PAIRED, origin=None, notes=(note,))
 
     def save(self, out: str | Path, **options: Any) -> Any:
         """Seal them at `out`, a directory; `options` are those of `Weights.save`."""
@@ -69,7 +71,8 @@ def pair_texts(
 ) -> Paired:
     """Run both models over texts. `memory`: bytes that the moments may take (default: no limit).
 
-    Raises `RequestError` where the tokenizers differ on a row, the models have other layers, or memory is too little.
+    Raises `RequestError` where the tokenizers differ on a row, the models have other layers, or memory is too little,
+    and `NonFiniteError` as `pair` does.
     """
     ids, other = encode(a, texts, max_length), encode(b, texts, max_length)
     for number, (one, two) in enumerate(zip(ids, other, strict=True), 1):
@@ -79,8 +82,10 @@ def pair_texts(
                 "can be paired on the same inputs only"
             )
 
+    parts = batches([len(one) for one in ids], batch)
+
     def inputs() -> Iterable[dict[str, torch.Tensor]]:
-        for part in batches([len(one) for one in ids], batch):
+        for part in parts:
             tokens, mask = pad([ids[row] for row in part], a.pad_id)
             yield {"input_ids": tokens, "attention_mask": mask}
 
@@ -94,7 +99,7 @@ def pair_texts(
         "rows": len(texts),
         "tokens": sum(map(len, ids)),
     }
-    return pair(a, b, inputs(), note=whole, memory=memory, progress=progress, total=len(texts))
+    return pair(a, b, inputs(), rows=parts, note=whole, memory=memory, progress=progress, total=len(texts))
 
 
 def pair(
@@ -102,6 +107,7 @@ def pair(
     b: Model,
     inputs: Iterable[Mapping[str, torch.Tensor]],
     *,
+    rows: Iterable[Sequence[int]] | None = None,
     note: Mapping[str, Any] | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
@@ -110,7 +116,10 @@ def pair(
     """Run both models over batches of keyword arguments of their forward method; tokens masked out are left out.
 
     Only modules that are Linear (or GPT-2's Conv1D) with a weight of their own are observed: not convolutions, not
-    experts that transformers keeps in one tensor, not an output head that shares the embedding.
+    experts that transformers keeps in one tensor, not an output head that shares the embedding. `rows`: what errors
+    call the rows of each batch (default: in order, from 0).
+
+    Raises `NonFiniteError` that names the model, the layer and the row where a model takes in or returns NaN or Inf.
     """
     import torch
 
@@ -121,23 +130,34 @@ def pair(
     sums: dict[str, torch.Tensor] = {}
     same: dict[str, str] = {}
     done = 0
-    with torch.no_grad():
-        for number, batch in enumerate(inputs):
-            mask = batch.get("attention_mask")
-            taken = [_inputs(model, own, batch) for model, own in zip((a, b), layers, strict=True)]
-            if number == 0:
-                same = _same(*taken)
-                _check_room([x for x in taken[0] if x not in same], taken[0], taken[1], memory)
-            for place in taken[0]:
-                if place in same:
-                    continue
-                joint = torch.cat([_flat(one[place], mask) for one in taken], 1)
-                joint = torch.cat([joint, torch.ones(len(joint), 1)], 1)
-                found = (joint.T @ joint).double()
-                sums[place] = sums[place] + found if place in sums else found
-            done += len(next(iter(batch.values())))
-            if progress is not None:
-                progress(done, total)
+    named = None if rows is None else iter(rows)
+    for number, arguments in enumerate(inputs):
+        size = len(next(iter(arguments.values())))
+        mask = arguments.get("attention_mask")
+        batch = Batch(
+            range(done, done + size) if named is None else next(named),
+            dict(arguments),
+            None if mask is None else mask.bool(),
+        )
+        ran = [_run(model, own, batch) for model, own in zip((a, b), layers, strict=True)]
+        taken = [inputs for inputs, _ in ran]
+        if number == 0:
+            same = _same(*taken)
+            _check_room([x for x in taken[0] if x not in same], taken[0], taken[1], memory)
+        for place in taken[0]:
+            if place in same:
+                continue
+            joint = torch.cat([_flat(one[place], batch.counts) for one in taken], 1)
+            joint = torch.cat([joint, torch.ones(len(joint), 1)], 1)
+            found = (joint.T @ joint).double()
+            if not bool(found.isfinite().all()):
+                raise _not_finite((a, b), layers[0][place], [one[place] for one in taken], batch)
+            sums[place] = sums[place] + found if place in sums else found
+        for model, (_, output) in zip((a, b), ran, strict=True):
+            forward.check(model, output, batch, "the outputs")
+        done += size
+        if progress is not None:
+            progress(done, total)
     if not sums:
         raise RequestError("there are no rows to run")
     joint_by_name: dict[str, Values] = {}
@@ -146,8 +166,6 @@ def pair(
             continue  # a layer that these inputs do not pass through
         if place == first:
             moments = (sums[place] / sums[place][-1, -1]).numpy()
-            if not np.isfinite(moments).all():
-                raise NonFiniteError(f"the inputs of {name} hold NaN or Inf in {a.label} or {b.label}")
             joint_by_name[name] = (moments + moments.T) / 2
     shared = {layers[0][place]: layers[0][first] for place, first in same.items()}
     joint_by_name |= {name: joint_by_name[first] for name, first in shared.items()}
@@ -170,9 +188,10 @@ def _layers(model: Model) -> dict[str, str]:
     return found
 
 
-def _inputs(
-    model: Model, layers: Mapping[str, str], batch: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _run(
+    model: Model, layers: Mapping[str, str], batch: Batch
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What each layer takes in, by its place, and what the model returns."""
     taken: dict[str, torch.Tensor] = {}
     hooks = []
     for place in layers:
@@ -184,11 +203,27 @@ def _inputs(
 
         hooks.append(model.module.get_submodule(place).register_forward_pre_hook(hook))
     try:
-        model.module(**batch)
+        output = forward.run(model, batch)
     finally:
         for one in hooks:
             one.remove()
-    return taken
+    return taken, output
+
+
+def _not_finite(
+    models: Sequence[Model], name: str, taken: Sequence[torch.Tensor], batch: Batch
+) -> NonFiniteError:
+    """The error of moments that are not finite: which model's inputs of a layer, in which row."""
+    for model, values in zip(models, taken, strict=True):
+        try:
+            forward.check(model, values, batch, f"the inputs of {name}")
+        except NonFiniteError as error:
+            return error
+    labels = " and ".join(model.label for model in models)
+    first, last = min(batch.rows) + 1, max(batch.rows) + 1
+    return NonFiniteError(
+        f"{labels}: products of the inputs of {name} are beyond what f32 holds (in rows {first} to {last})"
+    )
 
 
 def _same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -207,7 +242,7 @@ def _same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor])
 def _flat(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Tokens that are not padding, [tokens, in]."""
     if mask is not None and values.dim() == 3 and values.shape[:2] == mask.shape:
-        return values[mask.bool()].float()
+        return values[mask].float()
     return values.reshape(-1, values.shape[-1]).float()
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from merganser._progress import Progress
 from merganser._version import __version__
 from merganser.checkpoint.digest import digest_file
 from merganser.engine.memory import peak_bytes, resident_bytes
@@ -18,7 +19,7 @@ from merganser.observe.blocks import Blocks
 from merganser.observe.feed import Feed, Texts, open_feed
 from merganser.observe.layers import Layer, layers
 from merganser.observe.options import OF_INPUTS, Options, chosen
-from merganser.observe.pace import Pace, Progress
+from merganser.observe.pace import Pace
 from merganser.observe.partial import Partial
 from merganser.observe.sums import Sums
 from merganser.observe.write import seal

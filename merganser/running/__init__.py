@@ -11,7 +11,7 @@ from merganser._lazy import lazy
 
 if TYPE_CHECKING:
     from merganser.running.checks import finite
-    from merganser.running.heads import Head, class_numbers, pool, pooled
+    from merganser.running.heads import Head, class_logits, class_numbers, pool, pooled
     from merganser.running.live import live_tensors
     from merganser.running.model import Model, open_model
     from merganser.running.needs import require
@@ -24,6 +24,7 @@ _HOMES = {
     "Model": "model",
     "Rows": "rows",
     "batches": "tokens",
+    "class_logits": "heads",
     "class_numbers": "heads",
     "encode": "tokens",
     "finite": "checks",
@@ -41,6 +42,7 @@ __all__ = [
     "Model",
     "Rows",
     "batches",
+    "class_logits",
     "class_numbers",
     "encode",
     "finite",

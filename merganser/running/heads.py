@@ -104,6 +104,14 @@ class Head:
         Path(path).write_bytes(header + b"".join(tensor.tobytes() for tensor in tensors.values()))
 
 
+def class_logits(returned: Any) -> torch.Tensor:
+    """The logits [rows, classes] in what a classifier of transformers returned, as its family calls them."""
+    for key in ("logits", "prediction_logits", "prediction_outputs"):
+        if (found := getattr(returned, key, None)) is not None:
+            return cast("torch.Tensor", found)
+    raise RequestError(f"a classifier that returns {type(returned).__name__} gives no logits of classes")
+
+
 def class_numbers(labels: Sequence[str]) -> dict[str, int]:
     """What data may call each class: its name, or its number (from 0) where no name is a number."""
     found = {name: k for k, name in enumerate(labels)}

@@ -15,6 +15,8 @@ def live_tensors(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """All tensors of a lazy model, computed by the engine in one plan: f32, integers as stored.
 
+    memory: bytes that the process may hold while they are computed, the tensors themselves apart (None: 1 GiB more than
+    it holds now).
     Raises `AlgebraError` where the weights are not one model, `NonFiniteError` where they hold NaN or Inf.
     """
     return compute_all(weights, threads=threads, memory=memory)

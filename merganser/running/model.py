@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from merganser.algebra import Weights
-from merganser.algebra.weights import from_checkpoint
-from merganser.checkpoint import open_checkpoint
-from merganser.checkpoint.digest import identity
-from merganser.engine import small_files
 from merganser.errors import CheckpointError, MerganserError, RequestError, listing
+from merganser.running.kinds import Kind, class_for
+from merganser.running.library import folder_of, quiet, short
 from merganser.running.live import live_tensors
+from merganser.running.names import OPTIONAL, names_of
 from merganser.running.needs import require
+from merganser.running.source import Source, read_source
 
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["encoder", "classifier", "image_classifier", "series_classifier", "causal", "masked"]
-_CLASSES: dict[Kind, str] = {
-    "encoder": "AutoModel",
-    "classifier": "AutoModelForSequenceClassification",
-    "image_classifier": "AutoModelForImageClassification",
-    "series_classifier": "MODEL_FOR_TIME_SERIES_CLASSIFICATION_MAPPING",
-    "causal": "AutoModelForCausalLM",
-    "masked": "AutoModelForMaskedLM",
-}
-_ENDINGS: dict[str, Kind] = {
-    "ForSequenceClassification": "classifier",
-    "ForImageClassification": "image_classifier",
-    "PatchTSTForClassification": "series_classifier",
-    "ForTimeSeriesClassification": "series_classifier",
-    "ForCausalLM": "causal",
-    "LMHeadModel": "causal",
-    "ForMaskedLM": "masked",
-    "ForPreTraining": "masked",
-}
 _VOCABULARIES = ("tokenizer.json", "vocab.", "spiece", "sentencepiece")
-_OPTIONAL = ("pooler.",)
-"""Parts of an encoder that its checkpoints may lack and that nothing here runs."""
 
 
 class Model:
@@ -72,7 +50,7 @@ class Model:
         self.identity = identity
         self._files = files
         self.shapes = dict(tensors)
-        self.names, self.unnamed = _names(module, self.shapes)
+        self.names, self.unnamed = names_of(module, self.shapes)
 
     @property
     def config(self) -> Any:
@@ -88,11 +66,11 @@ class Model:
             raise RequestError(
                 f"{self.label}: has no tokenizer (no tokenizer.json, no vocabulary) beside its weights"
             )
-        with _folder(self._files) as folder:
+        with folder_of(self._files) as folder:
             try:
                 found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             except Exception as error:  # whatever transformers has against it
-                raise RequestError(f"{self.label}: has no tokenizer that opens: {_short(error)}") from None
+                raise RequestError(f"{self.label}: has no tokenizer that opens: {short(error)}") from None
         rows = self.module.get_input_embeddings()
         if rows is not None and hasattr(rows, "num_embeddings"):
             largest = max(found.get_vocab().values(), default=0)
@@ -109,12 +87,12 @@ class Model:
         from transformers import AutoImageProcessor as Untyped
 
         loader: Any = Untyped
-        with _folder(self._files) as folder:
+        with folder_of(self._files) as folder:
             try:
                 return loader.from_pretrained(folder, local_files_only=True)
             except Exception as error:
                 raise RequestError(
-                    f"{self.label}: has no image processor that opens: {_short(error)}"
+                    f"{self.label}: has no image processor that opens: {short(error)}"
                 ) from None
 
     def file(self, name: str) -> bytes | None:
@@ -201,34 +179,43 @@ class Model:
         self.identity = None
 
 
-def open_model(source: str | Path | Weights, *, kind: Kind | None = None, label: str | None = None) -> Model:
+def open_model(
+    source: str | Path | Weights,
+    *,
+    kind: Kind | None = None,
+    label: str | None = None,
+    memory: int | None = None,
+) -> Model:
     """Open a model directory by transformers in f32, or lazy `Weights` computed in memory, without code of the model.
 
     kind: what it is run as; default: what the config's architecture says, an encoder where it says nothing of a head.
+    memory: as `live_tensors` has it, for lazy weights.
     Raises `RequestError` where there is no config, or the checkpoint has no weights for a part that `kind` needs, and
     `CheckpointError` where transformers cannot open it.
     """
     require("torch", "transformers")
-    if isinstance(source, Weights):
-        weights, name = source, label or source.label
-        mark = None
-    else:
-        checkpoint = open_checkpoint(source, name=label or str(source))
-        if checkpoint.is_adapter:
-            raise RequestError(f"{source}: is a LoRA adapter; merge it into its base first (method: linear)")
-        weights, name = from_checkpoint(checkpoint), label or str(source)
-        mark = identity(checkpoint.tensors)
-    files = small_files(weights)
-    if "config.json" not in files:
-        raise RequestError(f"{name}: has no config.json, so nothing says how to run it")
-    with _folder(files) as folder:
-        config = _config(folder, name)
-        chosen = kind or _kind(config)
-    lazy = isinstance(source, Weights) or weights.origin is None
-    place = None if lazy or weights.origin is None else weights.origin.directory
-    module = load_module(place, config, chosen, name, live_tensors(weights) if lazy else None)
-    shapes = {tensor: tuple(weights[tensor].shape) for tensor in weights}
-    return Model(module, chosen, label=name, identity=mark, files=files, tensors=shapes)
+    found = read_source(source, kind, label)
+    origin = None if isinstance(source, Weights) else found.weights.origin
+    module = load_module(
+        None if origin is None else origin.directory,
+        found.config,
+        found.kind,
+        found.label,
+        live_tensors(found.weights, memory=memory) if origin is None else None,
+    )
+    return of_source(module, found)
+
+
+def of_source(module: torch.nn.Module, source: Source) -> Model:
+    """A module as the model that a source is."""
+    return Model(
+        module,
+        source.kind,
+        label=source.label,
+        identity=source.identity,
+        files=source.files,
+        tensors=source.shapes,
+    )
 
 
 def load_module(
@@ -241,7 +228,7 @@ def load_module(
     """The torch module out of the directory `place`, or out of tensors in memory."""
     import torch
 
-    loader = _family(config, kind, name)
+    loader = class_for(config, kind, name)
     settings: dict[str, Any] = {
         "config": config,
         "dtype": torch.float32,
@@ -253,13 +240,13 @@ def load_module(
     else:
         settings["state_dict"] = {key: torch.from_numpy(array) for key, array in tensors.items()}
     try:
-        with _quiet():
+        with quiet():
             module, report = loader.from_pretrained(place, **settings)
     except MerganserError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{name}: transformers does not open it as {kind}: {_short(error)}") from None
-    missing = [key for key in report["missing_keys"] if not (kind == "encoder" and key.startswith(_OPTIONAL))]
+        raise CheckpointError(f"{name}: transformers does not open it as {kind}: {short(error)}") from None
+    missing = [key for key in report["missing_keys"] if not (kind == "encoder" and key.startswith(OPTIONAL))]
     if missing or report["mismatched_keys"]:
         wrong = missing or [key for key, *_ in report["mismatched_keys"]]
         raise RequestError(
@@ -267,107 +254,3 @@ def load_module(
             + ("; an encoder is scored with a head of its own (head:)" if kind == "classifier" else "")
         )
     return module.eval().requires_grad_(False)
-
-
-def _family(config: Any, kind: Kind, name: str) -> Any:
-    """The class of transformers that runs models of this config as `kind`."""
-    import transformers
-
-    auto = getattr(transformers, _CLASSES[kind])
-    family = (auto if hasattr(auto, "get") else auto._model_mapping).get(type(config), None)
-    if family is None:
-        raise RequestError(f"{name}: transformers has no {kind} for models of type {config.model_type!r}")
-    return family[0] if isinstance(family, tuple) else family
-
-
-def _config(folder: Path, name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise CheckpointError(
-            f"{name}: transformers does not know its config.json: {_short(error)}"
-        ) from None
-
-
-def _kind(config: Any) -> Kind:
-    for architecture in getattr(config, "architectures", None) or ():
-        for ending, kind in _ENDINGS.items():
-            if architecture.endswith(ending):
-                return kind
-    return "encoder"
-
-
-def _names(module: Any, tensors: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, str], list[str]]:
-    """Which tensor each parameter is: by its name, with or without the body's prefix, or as transformers renames it.
-
-    A parameter that is tied to another is the other's tensor.
-    """
-    places = dict(module.named_parameters(remove_duplicate=False))
-    stored = module.state_dict(keep_vars=True)
-    places |= {name: buffer for name, buffer in module.named_buffers() if name in stored}
-    spellings = _renamed(module)
-    prefix = getattr(module, "base_model_prefix", "") or ""
-    names: dict[str, str] = {}
-    by_memory: dict[int, str] = {}
-    for place, value in places.items():
-        old = place.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        for spelling in dict.fromkeys((place, old, *spellings.get(_address(value), ()))):
-            for candidate in (spelling, spelling.removeprefix(f"{prefix}."), f"{prefix}.{spelling}"):
-                if place not in names and tensors.get(candidate) == tuple(value.shape):
-                    names[place] = candidate
-                    by_memory.setdefault(_address(value), candidate)
-    for place, value in places.items():
-        if place not in names and value.numel() and _address(value) in by_memory:
-            names[place] = by_memory[_address(value)]
-    return names, [place for place in places if place not in names and not place.startswith(_OPTIONAL)]
-
-
-def _renamed(module: Any) -> dict[int, list[str]]:
-    """The names that transformers saves parameters by, by the address of their first element."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    found: dict[int, list[str]] = {}
-    for name, value in revert_weight_conversion(module, dict(module.state_dict(keep_vars=True))).items():
-        found.setdefault(_address(value), []).append(name)
-    return found
-
-
-def _address(value: torch.Tensor) -> int:
-    """What tells that two tensors are one: where it lies; on the meta device, where nothing lies, the object itself."""
-    return id(value) if value.is_meta else value.data_ptr()
-
-
-@contextmanager
-def _folder(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """The small files of a model in a folder of their own: config and tokenizer, and no weights."""
-    with tempfile.TemporaryDirectory(prefix="merganser-") as temporary:
-        for name, content in files.items():
-            target = Path(temporary) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        yield Path(temporary)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading reports of transformers say what is checked here; its progress bars would break ours."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from merganser.algebra import Weights
-from merganser.algebra.weights import from_checkpoint
-from merganser.checkpoint import open_checkpoint
-from merganser.checkpoint.digest import identity
-from merganser.engine import small_files
-from merganser.errors import CheckpointError, RequestError
-from merganser.running import model as opening
+from merganser.errors import CheckpointError
+from merganser.running.kinds import Kind, class_for
+from merganser.running.library import quiet, short
+from merganser.running.model import Model, of_source
 from merganser.running.needs import require
+from merganser.running.source import read_source
 
 
 def open_skeleton(
-    source: str | Path, *, kind: opening.Kind | None = None, label: str | None = None
-) -> tuple[opening.Model, Weights]:
+    source: str | Path, *, kind: Kind | None = None, label: str | None = None
+) -> tuple[Model, Weights]:
     """The model of a directory on the meta device, and its weights, lazy.
 
     Buffers that no checkpoint holds (rotary frequencies, position ids) are real; parameters and other buffers have
@@ -26,29 +25,17 @@ def open_skeleton(
     require("torch", "transformers")
     import torch
 
-    checkpoint = open_checkpoint(source, name=label or str(source))
-    name = label or str(source)
-    if checkpoint.is_adapter:
-        raise RequestError(f"{source}: is a LoRA adapter; merge it into its base first (method: linear)")
-    weights = from_checkpoint(checkpoint)
-    files = small_files(weights)
-    if "config.json" not in files:
-        raise RequestError(f"{name}: has no config.json, so nothing says how to run it")
-    with opening._folder(files) as folder:
-        config = opening._config(folder, name)
-        chosen = kind or opening._kind(config)
-    family = opening._family(config, chosen, name)
+    found = read_source(source, kind, label)
+    family = class_for(found.config, found.kind, found.label)
     try:
-        with opening._quiet(), torch.device("meta"):
-            module = family._from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+        with quiet(), torch.device("meta"):
+            module = family._from_config(found.config, dtype=torch.float32).eval().requires_grad_(False)
         _make_buffers(module)
     except Exception as error:  # whatever transformers has against it
         raise CheckpointError(
-            f"{name}: transformers does not open it as {chosen}: {opening._short(error)}"
+            f"{found.label}: transformers does not open it as {found.kind}: {short(error)}"
         ) from None
-    shapes = {tensor: tuple(weights[tensor].shape) for tensor in weights}
-    mark = identity(checkpoint.tensors)
-    return opening.Model(module, chosen, label=name, identity=mark, files=files, tensors=shapes), weights
+    return of_source(module, found), found.weights
 
 
 def _make_buffers(module: Any) -> None:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from merganser.running import Model
 
 Tensors = dict[str, torch.Tensor]
+Parts = Mapping[int, torch.Tensor]
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Vectors:
-    """theta0 and the vectors tau_k, in f32 in memory; a vector holds only the tensors that it changes.
+    """theta0 and the vectors tau_k, in f32 in memory; a vector has only the tensors that it changes.
 
     `groups` says which coefficient of a vector is for which tensor: those of one group share one.
     """
@@ -28,7 +29,7 @@ class Vectors:
         self.names = [name for name in base if name in groups]
         self.base: Tensors = {name: torch.from_numpy(base[name]) for name in self.names}
         self.vectors: list[Tensors] = [
-            {name: torch.from_numpy(one[name]) for name in self.names if one[name].any()} for one in vectors
+            {name: torch.from_numpy(one[name]) for name in self.names if name in one} for one in vectors
         ]
         self.groups = list(dict.fromkeys(groups[name] for name in self.names))
         places = {group: k for k, group in enumerate(self.groups)}
@@ -38,14 +39,32 @@ class Vectors:
         """theta0 + sum_k c[k, g] tau_k for coefficients [vectors, groups]."""
         found = {}
         for name in self.names:
+            parts = {k: vector[name] for k, vector in enumerate(self.vectors) if name in vector}
             column = coefficients[:, self.place[name]]
-            total: torch.Tensor | None = None
-            for k, vector in enumerate(self.vectors):
-                if name in vector:
-                    part = column[k] * vector[name]
-                    total = part if total is None else total + part
-            found[name] = self.base[name] if total is None else self.base[name] + total
+            base = self.base[name]
+            found[name] = _Sum.apply(base, column, parts) if parts else base  # type: ignore[no-untyped-call]
         return found
+
+
+class _Sum(torch.autograd.Function):
+    """base + sum_k column[k] parts[k] without keeping its terms, which is what plain operations would leave behind."""
+
+    @staticmethod
+    def forward(ctx: Any, base: torch.Tensor, column: torch.Tensor, parts: Parts) -> torch.Tensor:
+        ctx.parts, ctx.size = parts, len(column)
+        total: torch.Tensor | None = None
+        for k, part in parts.items():
+            total = column[k] * part if total is None else total.add_(column[k] * part)
+        assert total is not None
+        return total.add_(base)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (gradient,) = gradients
+        found = gradient.new_zeros(ctx.size)
+        for k, part in ctx.parts.items():
+            found[k] = (gradient * part).sum()
+        return None, found, None
 
 
 class _Call(torch.nn.Module):

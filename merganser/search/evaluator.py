@@ -10,10 +10,8 @@ from typing import Any
 
 from merganser.algebra import Weights
 from merganser.errors import NonFiniteError
-from merganser.search.fitness import Fitness
+from merganser.search.fitness import Fitness, Measured
 from merganser.search.journal import Journal, Keys
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,22 @@ class Evaluator:
         self.journal = Journal(journal)
         self.keys = Keys(fitness.identity)
 
-    def __call__(self, weights: Weights, recipe: Any, values: Mapping[str, Any] | None = None) -> Score:
-        """The score of a merge that `recipe` (canonical) makes; `values` are noted in the journal."""
+    def __call__(
+        self,
+        weights: Weights,
+        recipe: Any,
+        values: Mapping[str, Any] | None = None,
+        measure: Callable[[Weights], Measured] | None = None,
+    ) -> Score:
+        """The score of a merge that `recipe` (canonical) makes; `values` are noted in the journal.
+
+        measure: in place of the fitness's own, where it is not in the journal.
+        """
         key = self.keys.key(weights, recipe)
         measured = self.journal.find(key)
         if measured is None:
             try:
-                measured = self.fitness.measure(weights)
+                measured = (measure or self.fitness.measure)(weights)
             except NonFiniteError as error:
                 measured = {"failed": str(error)}
             self.journal.add(key, values or {}, measured)

@@ -13,7 +13,7 @@ from merganser.errors import RequestError, did_you_mean
 from merganser.search.live import Live
 
 if TYPE_CHECKING:
-    from merganser.evaluate import Suite
+    from merganser.evaluate import Results, Suite
 
 Measured = dict[str, Any]
 """What was measured of a merge, in plain JSON: {"tasks": {task: {"kind", "metrics"}}} or {"value": number}."""
@@ -137,9 +137,16 @@ class SuiteFitness(Fitness):
 
     def measure(self, weights: Weights) -> Measured:
         """Metrics by task."""
+        return self.measured(self.results(weights))
+
+    def results(self, weights: Weights) -> Results:
+        """Results per sample of the merge; whose they are is not worked out."""
         from merganser.evaluate import evaluate
 
-        results = evaluate(self.live.model_of(weights), self.suite)
+        return evaluate(self.live.model_of(weights), self.suite, identify=False)
+
+    def measured(self, results: Results) -> Measured:
+        """What `measure` keeps of results per sample."""
         return {
             "tasks": {
                 name: {

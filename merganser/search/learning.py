@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.algebra import Weights
+from merganser._progress import Progress
 from merganser.errors import RequestError, did_you_mean
-from merganser.recipe import Mixture, Recipe, as_saved, build
-from merganser.recipe.documents import read_documents
-from merganser.search.evaluator import Progress
-from merganser.search.groups import Group, float_names, groups, setting
+from merganser.search.descent import METHODS, Method, Settings, train
+from merganser.search.groups import Group, float_names, groups
+from merganser.search.vector_recipe import LINEAR_TOLERANCE, VectorRecipe
 from merganser.search.writer import check_out, write_recipe
 
 if TYPE_CHECKING:
-    import torch
-
     from merganser.evaluate import Suite
 
 COEFFICIENTS = ("task", "layer", "tensor")
 OBJECTIVES = ("entropy", "labels")
-LINEAR_TOLERANCE = 1e-3
-"""How far a recipe may be from linear in its weights, as a share of the largest change."""
-Arrays = dict[str, "np.ndarray[Any, Any]"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """How coefficients are learned. `rate` is the learning rate, `start` the coefficients' first value."""
-
-    name: str
-    paper: str
-    coefficients: str
-    objective: str
-    optimiser: str
-    rate: float
-    start: float
-    steps: int
-    batch: int
-
-
-METHODS: dict[str, Method] = {
-    one.name: one
-    for one in (
-        Method("adamerging", "P185", "tensor", "entropy", "Adam", 1e-3, 0.3, 500, 16),
-        Method("atlas", "P094", "tensor", "labels", "AdamW", 1e-1, 0.0, 100, 128),
-        Method("self_positioning", "P457", "task", "labels", "SGD", 1e-1, 1.0, 200, 32),
-    )
-}
-WEIGHT_DECAY, MOST_NORM = 0.1, 1.0
-"""Of aTLAS: AdamW's decay, and the norm that gradients are cut to."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +63,7 @@ def learn(
     batch: int | None = None,
     start: float | None = None,
     seed: int = 0,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Learned:
     """Learn the models' weights in a recipe that is linear in them, theta = theta0 + sum_k c_k tau_k.
@@ -115,8 +82,11 @@ def learn(
     "labels"; of language models and pairs only labels are known. steps, rate, batch (rows of a task a step), start:
     defaults by method.
 
-    Differences from the papers: docs/search.md. Memory: (2 + models) x 4 bytes a parameter, and the activations of a
-    batch. Raises `RequestError` where the recipe or the suite cannot be used, `NonFiniteError` where the loss is NaN.
+    Differences from the papers: docs/search.md. Memory beside the process itself: (4 + models) x 4 bytes a parameter
+    (base, a vector for each model, the module, one merged copy, its gradients), and the activations of a batch. Where
+    it is more than `memory` bytes (None: no limit) without activations, nothing is computed.
+
+    Raises `RequestError` where the recipe or the suite cannot be used, `NonFiniteError` where the loss is NaN.
     """
     from merganser.evaluate import Suite
     from merganser.running import require
@@ -129,7 +99,7 @@ def learn(
         raise RequestError("adamerging learns from entropy; for labels take atlas or self_positioning")
     if by == "self_positioning" and chosen != "task":
         raise RequestError("self_positioning has one coefficient a task vector, so coefficients is task")
-    settings = _Settings(
+    settings = Settings(
         method,
         goal == "entropy",
         _count("steps", method.steps if steps is None else steps),
@@ -138,15 +108,16 @@ def learn(
         method.start if start is None else start,
         seed,
     )
-    source = _Source.open(recipe)
+    source = VectorRecipe.open(recipe)
     opened = suite if isinstance(suite, Suite) else Suite.open(suite)
     from merganser.search.objectives import check
 
     for task in opened.tasks:
         check(task, goal == "entropy")
+    source.check_memory(memory)
     base, taus, zero = source.vectors()
     found = groups(float_names(zero), chosen) if chosen != "task" else dict.fromkeys(float_names(zero))
-    raw, losses, tensors = _train(base, taus, zero, found, opened, settings, progress)
+    raw, losses, tensors = train(base, taus, zero, found, opened, settings, progress)
     order = list(dict.fromkeys(found.values()))
     values = [dict(zip(order, row, strict=True)) for row in raw]
     document = source.document(values)
@@ -176,7 +147,7 @@ def learn_into(
         **{
             key: value
             for key, value in sorted(settings.items())
-            if key not in ("by", "progress") and value is not None
+            if key not in ("by", "memory", "progress") and value is not None
         },
         "loss": [found.losses[0], found.losses[-1]],
     }
@@ -184,223 +155,6 @@ def learn_into(
         out, found.documents, provenance, source=Path(recipe).expanduser().parent, overwrite=overwrite
     )
     return found
-
-
-@dataclass(frozen=True)
-class _Settings:
-    method: Method
-    entropy: bool
-    steps: int
-    rate: float
-    batch: int
-    start: float
-    seed: int
-
-
-class _Source:
-    """A recipe whose weights are learned."""
-
-    def __init__(self, raw: dict[str, Any], name: str, directory: Path | None, recipe: Recipe) -> None:
-        self.raw = raw
-        self.name = name
-        self.directory = directory
-        self.recipe = recipe
-        only = recipe.parts[0].slices[0]
-        self.places = [source.place for source in only.inputs(recipe.method)]
-        self.labels = [recipe.models[source.model].label for source in only.inputs(recipe.method)]
-
-    @classmethod
-    def open(cls, source: str | Path | Mapping[str, Any]) -> _Source:
-        from merganser.document import parse_all, read_file
-
-        if isinstance(source, Mapping):
-            documents, name, directory = [dict(source)], "recipe", None
-        else:
-            path = Path(source).expanduser()
-            documents, name, directory = parse_all(read_file(path), str(path)), str(path), path.parent
-        if len(documents) > 1:
-            raise RequestError(
-                f"{name}: coefficients are learned of recipes of one document; this has {len(documents)}"
-            )
-        recipe = read_documents(documents, name, directory)
-        if isinstance(recipe, Mixture) or not recipe.simple or recipe.steps:
-            raise RequestError(
-                f"{name}: coefficients are learned of recipes with base_model and models, without steps"
-            )
-        named = {p.name: p for p in recipe.method.parameters}
-        if (
-            recipe.base is None
-            or recipe.method.base != "required"
-            or not getattr(named.get("weight"), "per_model", False)
-        ):
-            raise RequestError(
-                f"{name}: coefficients are learned of task vectors, by a method such as task_arithmetic with "
-                f"a base_model, not of {recipe.method.name}"
-            )
-        return cls(documents[0], name, directory, recipe)
-
-    def document(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The recipe with a weight for each merged model: a number, or numbers by group."""
-        raw = dict(self.raw)
-        shared = {key: one for key, one in (raw.get("parameters") or {}).items() if key != "weight"}
-        raw.pop("parameters", None)
-        models = []
-        at = {place: k for k, place in enumerate(self.places)}
-        for k, entry in enumerate(raw["models"]):
-            entry = dict(entry)
-            if (number := at.get(f"models[{k}]")) is not None:
-                value = values[number]
-                if isinstance(value, Mapping):
-                    value = (
-                        value[None] if None in value else setting(value, patterns=not self.recipe.mergekit)
-                    )
-                entry["parameters"] = {**(entry.get("parameters") or {}), "weight": value}
-            models.append(entry)
-        raw["models"] = models
-        if shared:
-            raw["parameters"] = shared
-        return raw
-
-    def weights(self, document: Mapping[str, Any]) -> Weights:
-        """The lazy merge of a document, in f32."""
-        weights, _ = build(read_documents([dict(document)], self.name, self.directory))
-        return weights
-
-    def computed(self, document: Mapping[str, Any]) -> Arrays:
-        """Its tensors."""
-        from merganser.running import live_tensors
-
-        return live_tensors(self.weights(document))
-
-    def vectors(self) -> tuple[Arrays, list[Arrays], Weights]:
-        """theta0, the vectors (what a weight of 1 for one model adds), and theta0 as lazy weights.
-
-        Raises `RequestError` where the recipe is not linear in its weights.
-        """
-        count = len(self.places)
-        zero = self.weights(self.document([0.0] * count))
-        base = self.computed(self.document([0.0] * count))
-        names = dict.fromkeys(float_names(zero))
-        base |= {name: base[name].astype(np.float32, copy=False) for name in names}
-        taus: list[Arrays] = []
-        for k in range(count):
-            one = self.computed(self.document([float(k == j) for j in range(count)]))
-            taus.append({name: one[name].astype(np.float32, copy=False) - base[name] for name in names})
-        trial = [0.3 + 0.4 * k / count for k in range(count)]
-        made = self.computed(self.document(trial))
-        size = max((float(np.abs(tau[n]).max(initial=0.0)) for tau in taus for n in names), default=0.0)
-        if size == 0.0:
-            raise RequestError(
-                f"{self.name}: the models do not differ from the base, so there is nothing to learn"
-            )
-        for name in names:
-            sum_ = base[name] + sum(w * tau[name] for w, tau in zip(trial, taus, strict=True))
-            off = float(np.abs(sum_ - made[name]).max(initial=0.0)) / size
-            if off > LINEAR_TOLERANCE:
-                raise self.not_linear(off)
-        return base, taus, zero
-
-    def not_linear(self, off: float) -> RequestError:
-        """The error of a recipe whose weights do more than scale vectors."""
-        return RequestError(
-            f"{self.name}: {self.recipe.method.name} as it is set here is not linear in its weights (off by "
-            f"{off:.2g} of the "
-            "largest change), so their gradients are not those of vectors. Take task_arithmetic, or ties with "
-            "{election: unweighted, normalize: false}; normalize is false everywhere"
-        )
-
-
-def _train(
-    base: Arrays,
-    taus: Sequence[Arrays],
-    zero: Weights,
-    found: Mapping[str, Group | None],
-    suite: Suite,
-    settings: _Settings,
-    progress: Progress | None,
-) -> tuple[list[list[float]], list[float], Arrays]:
-    """Coefficients [vectors, groups], losses by step, and the tensors that they make."""
-    import torch
-
-    from merganser.running import open_model
-    from merganser.search.coefficients import Running, Vectors
-    from merganser.search.objectives import Batches, Objective
-
-    vectors = Vectors(base, taus, found)
-    model = open_model(as_saved(zero, "float32"))
-    running = Running(model)
-    objectives = [Objective(task, model, settings.entropy) for task in suite.tasks]
-    data = [Batches(one.rows, settings.batch, (settings.seed, k)) for k, one in enumerate(objectives)]
-    head = _Positions(settings, len(taus), len(vectors.groups))
-    step = _Stepper(settings, head.parameters)
-    losses: list[float] = []
-    share = 1.0 if settings.method.name == "adamerging" else 1.0 / len(objectives)
-    for number in range(settings.steps):
-        total = 0.0
-        step.zero()
-        for one, rows in zip(objectives, data, strict=True):
-            # One task at a time, so that one task's activations are held; gradients add up.
-            loss = running(vectors.merged(head()), partial(one, rows.next())) * share
-            torch.autograd.backward(loss)
-            total += float(loss.detach())
-        step(number)
-        losses.append(total)
-        if progress is not None:
-            progress(number + 1, settings.steps)
-    with torch.no_grad():
-        values = head()
-        tensors = {name: tensor.numpy() for name, tensor in vectors.merged(values).items()}
-    return values.detach().tolist(), losses, tensors
-
-
-class _Positions:
-    """From what is learned to coefficients [vectors, groups]."""
-
-    def __init__(self, settings: _Settings, vectors: int, count: int) -> None:
-        import torch
-
-        self.method = settings.method.name
-        if self.method == "self_positioning":
-            self.logits = torch.zeros(vectors, 1, requires_grad=True)
-            self.scale = torch.full((1,), float(settings.start), requires_grad=True)
-            self.parameters = [self.logits, self.scale]
-        else:
-            self.raw = torch.full((vectors, count), float(settings.start), requires_grad=True)
-            self.parameters = [self.raw]
-
-    def __call__(self) -> torch.Tensor:
-        if self.method == "self_positioning":
-            return self.logits.softmax(0) * self.scale
-        return self.raw.clamp(0.0, 1.0) if self.method == "adamerging" else self.raw
-
-
-class _Stepper:
-    """The optimiser of a method, and its schedule."""
-
-    def __init__(self, settings: _Settings, parameters: list[torch.Tensor]) -> None:
-        import torch
-
-        self.settings = settings
-        self.parameters = parameters
-        kinds: dict[str, Callable[[], torch.optim.Optimizer]] = {
-            "Adam": lambda: torch.optim.Adam(parameters, lr=settings.rate),
-            "AdamW": lambda: torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=WEIGHT_DECAY),
-            "SGD": lambda: torch.optim.SGD(parameters, lr=settings.rate),
-        }
-        self.optimiser = kinds[settings.method.optimiser]()
-
-    def zero(self) -> None:
-        self.optimiser.zero_grad()
-
-    def __call__(self, number: int) -> None:
-        import torch
-
-        if self.settings.method.optimiser == "AdamW":
-            rate = self.settings.rate * (1 + math.cos(math.pi * number / self.settings.steps)) / 2
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            torch.nn.utils.clip_grad_norm_(self.parameters, MOST_NORM)
-        self.optimiser.step()
 
 
 def _method(by: str) -> Method:

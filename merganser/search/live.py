@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 
 
 class Live:
-    """Holds the module of the last candidate; one of the same shapes and config is put into it."""
+    """Holds the module of the last candidate; one of the same shapes and config is put into it.
 
-    def __init__(self) -> None:
+    memory: bytes that the process may hold while a candidate is computed, its result apart (None: the engine's
+    default, 1 GiB more than it holds then).
+    """
+
+    def __init__(self, memory: int | None = None) -> None:
+        self.memory = memory
         self.model: Model | None = None
         self._config: bytes | None = None
 
@@ -25,8 +30,8 @@ class Live:
         shapes = {name: tuple(weights[name].shape) for name in weights}
         held = self.model
         if held is not None and not held.unnamed and held.shapes == shapes and self._config == config:
-            held.fill(live_tensors(weights))
+            held.fill(live_tensors(weights, memory=self.memory))
             return held
         self.model = None  # two at once may be more than memory holds
-        self.model, self._config = open_model(weights), config
+        self.model, self._config = open_model(weights, memory=self.memory), config
         return self.model

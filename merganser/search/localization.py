@@ -26,6 +26,7 @@ import numpy as np
 from merganser._facade import compute
 from merganser._facade import open as open_weights
 from merganser._facade import save as save_weights
+from merganser._progress import Progress
 from merganser._version import __version__
 from merganser.algebra import Entry, Weights
 from merganser.algebra.computed import whole
@@ -35,10 +36,11 @@ from merganser.engine.workspace import exchange, rename_new
 from merganser.errors import OutputError, RequestError
 from merganser.lineage import statistics_note
 from merganser.running import Head, Rows, open_model, read_rows
-from merganser.running.model import Kind
+from merganser.running.kinds import Kind
 from merganser.search._grafted import Grafted, largest, learned
 from merganser.search._texts import read_texts
-from merganser.search.evaluator import Progress
+from merganser.search.paths import beside, path_from
+from merganser.search.writer import recipe_text
 
 if TYPE_CHECKING:
     import torch
@@ -87,12 +89,15 @@ class LocalizeOptions:
 
 @dataclass(frozen=True, eq=False)
 class Localization:
-    """A chosen mask (bool, by tensor name), the report, and what the recipe needs. `save` writes them."""
+    """A chosen mask (bool, by tensor name), the report, and what the recipe needs. `save` writes them.
+
+    base and model: the paths as they were given.
+    """
 
     masks: Mapping[str, Flat]
     report: Mapping[str, Any]
-    base: Path
-    model: Path
+    base: str
+    model: str
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def mask(self) -> Weights:
@@ -118,7 +123,7 @@ class Localization:
         try:
             folder.mkdir()
             save_weights(self.mask(), folder / "mask", generator="merganser localize")
-            (folder / "recipe.yaml").write_text(self._recipe(out.resolve() / "mask"), encoding="utf-8")
+            (folder / "recipe.yaml").write_text(self._recipe(out), encoding="utf-8")
             (folder / "report.json").write_text(report, encoding="utf-8")
             if out.exists():
                 exchange(folder, out)
@@ -129,11 +134,17 @@ class Localization:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _recipe(self, mask: Path) -> str:
-        base, model, place = (
-            json.dumps(str(path), ensure_ascii=False) for path in (self.base, self.model, mask)
-        )
-        return f"method: graft\nbase_model: {base}\nmodels:\n  - model: {model}\n    statistics: {place}\n"
+    def _recipe(self, out: Path) -> str:
+        document = {
+            "method": "graft",
+            "base_model": path_from(out, self.base),
+            "models": [{"model": path_from(out, self.model), "statistics": beside(out, out / "mask")}],
+        }
+        provenance = {
+            "found by": "merganser localize (P084)",
+            **{key: self.report[key] for key in ("data", "data_digest", "chosen", "chosen_kept")},
+        }
+        return recipe_text([document], provenance)
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -161,7 +172,8 @@ def localize(
     Classifiers, encoders with a linear `head` (accuracy) and causal language models (loss). Grafts of the learned
     mask, of the largest changes and of random entries, in equal numbers, are scored on `test` (default: on `data`);
     kept is (graft - base) / (model - base), of accuracy, or of loss for language models. The chosen mask is the
-    smallest that keeps `options.keep` of the gain on `data`, else the one that keeps most. against: masks of other
+    smallest that keeps `options.keep` of the gain on `data`; where none does, the one that keeps most, and where the
+    fine-tune gained nothing there, the smallest (`chosen_kept`, `kept_enough` in the report). against: masks of other
     tasks, whose overlap with the chosen one is told.
 
     Raises `RequestError` for models that are not base and fine-tune of one shape, data without labels that the head
@@ -223,7 +235,7 @@ def localize(
                     "kept": _kept(scores, ends, 1, metric),
                 }
             )
-    share, mask = _chosen(candidates, options.keep)
+    share, mask, kept = _chosen(candidates, options.keep)
     flat = mask.numpy().astype(bool)
     masks = {name: flat[stretch].reshape(shape) for name, (stretch, shape) in grafted.tensors.items()}
     report = {
@@ -244,6 +256,8 @@ def localize(
         "parameters": grafted.size,
         "grafts": lines,
         "chosen": share,
+        "chosen_kept": kept,
+        "kept_enough": kept is not None and kept >= options.keep,
         "overlaps": [_overlap(path, found, masks) for path, found in others],
         "options": {name: getattr(options, name) for name in options.__dataclass_fields__},
     }
@@ -258,7 +272,7 @@ def localize(
         "share": share,
         "entries": int(flat.sum()),
     }
-    return Localization(masks, report, Path(base).resolve(), Path(model).resolve(), note)
+    return Localization(masks, report, str(base), str(model), note)
 
 
 def _bools(values: Flat) -> Flat:
@@ -301,12 +315,12 @@ def _kept(
 
 def _chosen(
     candidates: Sequence[tuple[float, torch.Tensor, float | None]], keep: float
-) -> tuple[float, torch.Tensor]:
-    enough = [(share, mask) for share, mask, kept in candidates if kept is not None and kept >= keep]
+) -> tuple[float, torch.Tensor, float | None]:
+    """The smallest share that keeps enough, else that which keeps most, else (nothing was gained) the smallest."""
+    enough = [one for one in candidates if one[2] is not None and one[2] >= keep]
     if enough:
         return enough[0]
-    share, mask, _ = max(candidates, key=lambda one: -np.inf if one[2] is None else one[2])
-    return share, mask
+    return max(candidates, key=lambda one: -np.inf if one[2] is None else one[2])
 
 
 def _opened_mask(path: str | Path) -> tuple[str, Weights]:

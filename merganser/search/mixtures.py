@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
+from merganser._progress import Progress
 from merganser.algebra import Weights
 from merganser.errors import RequestError, did_you_mean
 from merganser.evaluate.metrics import spearman
 from merganser.recipe import as_saved
-from merganser.search.evaluator import Evaluator, Progress, Score
-from merganser.search.fitness import Fitness
+from merganser.search.evaluator import Evaluator, Score
+from merganser.search.fitness import Fitness, Measured, SuiteFitness
 from merganser.search.space import is_number
+
+if TYPE_CHECKING:
+    from merganser.evaluate import Results
 
 MOST_SETS = 255
 DRAWS = 2000
@@ -31,6 +35,20 @@ class PartSet:
     parts: tuple[str, ...]
     weights: tuple[float, ...]
     true: float | None = None
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """What stands in for a model that is trained on a mixture, each a fitness.
+
+    `average`: of the parameter average; `mean`: the mean of the parts' own scores; `ensemble`: of the mean of the
+    parts' probabilities, None where the fitness has none.
+    """
+
+    mixture: PartSet
+    average: Score
+    mean: float
+    ensemble: float | None
 
 
 @dataclass(frozen=True)
@@ -51,9 +69,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RankedMixtures:
-    """Sets with the score of the parts' average and the mean of the parts' own scores, the best average first."""
+    """Mixtures with their proxies, the best average first."""
 
-    rows: Sequence[tuple[PartSet, Score, float]]
+    rows: Sequence[Proxies]
     agreement: Sequence[Agreement] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
@@ -61,16 +79,17 @@ class RankedMixtures:
         return {
             "sets": [
                 {
-                    "name": one.name,
-                    "parts": list(one.parts),
-                    "weights": list(one.weights),
-                    "score": score.fitness,
-                    "tasks": dict(score.tasks),
-                    "mean_of_parts": mean,
-                    "true": one.true,
-                    **({"failed": score.failed} if score.failed else {}),
+                    "name": one.mixture.name,
+                    "parts": list(one.mixture.parts),
+                    "weights": list(one.mixture.weights),
+                    "score": one.average.fitness,
+                    "tasks": dict(one.average.tasks),
+                    "mean_of_parts": one.mean,
+                    "ensemble": one.ensemble,
+                    "true": one.mixture.true,
+                    **({"failed": one.average.failed} if one.average.failed else {}),
                 }
-                for one, score, mean in self.rows
+                for one in self.rows
             ],
             "agreement": [vars(one) for one in self.agreement],
         }
@@ -156,12 +175,12 @@ def rank_mixtures(
 ) -> RankedMixtures:
     """Score averages of models trained from one base on separate parts of data, in place of a model for each mixture.
 
-    models: by the name of their part; sets: the mixtures (default: every set of parts). Beside each stands the cheapest
-    rival, the mean of the parts' own scores. Where sets have true scores (higher is better, on the fitness's
-    scale or any other), the agreement of both orders with the true one is told; seed: of its bootstrap.
+    models: by the name of their part; sets: the mixtures (default: every set of parts). Beside each stand the paper's
+    cheap rivals: the mean of the parts' own scores, and, where every task has choices, the score of the mean of the
+    parts' probabilities. Where sets have true scores (higher is better, on the fitness's scale or any other), the
+    agreement of each order with the true one is told; seed: of its bootstrap.
 
-    Paper: P109, its average of parts of equal size; `weights` is the mean over parts of other sizes. Its other
-    proxy, the mean of the models' outputs, is not here.
+    Paper: P109, its average of parts of equal size; `weights` makes all three weighted means, for parts of other sizes.
     """
     if len(models) < 2:
         raise RequestError("ranking mixtures takes at least two models, each trained on a part of the data")
@@ -171,9 +190,10 @@ def rank_mixtures(
     alone = [PartSet(name, (name,), (1.0,)) for name in dict.fromkeys(p for one in wanted for p in one.parts)]
     total, done = len(alone) + len(wanted), 0
 
-    def score(one: PartSet) -> Score:
+    def score(one: PartSet, measure: Callable[[Weights], Measured] | None = None) -> Score:
         nonlocal done
-        found = evaluator(_mixed(models, one), {"weights": list(one.weights)}, {"parts": list(one.parts)})
+        told = {"weights": list(one.weights)}, {"parts": list(one.parts)}
+        found = evaluator(_mixed(models, one), *told, measure=measure)
         done += 1
         if progress is not None:
             progress(done, total)
@@ -181,24 +201,70 @@ def rank_mixtures(
 
     for one in wanted:
         _mixed(models, one)  # shapes that differ are told before anything runs
-    singles = {one.name: score(one).fitness for one in alone}
+    outputs = _Outputs(fitness) if _has_choices(fitness) else None
+    singles = {one.name: score(one, outputs.measure(one.name) if outputs else None).fitness for one in alone}
+    if outputs is not None:
+        for one in alone:
+            if one.name not in outputs.held and math.isfinite(
+                singles[one.name]
+            ):  # the journal knew its score
+                outputs.measure(one.name)(_mixed(models, one))
     rows = []
     for one in wanted:
-        weights = np.array(one.weights) / sum(one.weights)
-        rows.append(
-            (one, score(one), float(sum(w * singles[p] for w, p in zip(weights, one.parts, strict=True))))
-        )
-    rows.sort(key=lambda row: -row[1].fitness)
-    known = [row for row in rows if row[0].true is not None and math.isfinite(row[1].fitness)]
-    agreement = []
-    if len(known) > 2:
-        true = np.array([row[0].true for row in known], float)
-        for proxy, values in (
-            ("average of parts", np.array([row[1].fitness for row in known])),
-            ("mean of the parts' scores", np.array([row[2] for row in known])),
-        ):
-            agreement.append(_agreement(proxy, values, true, seed))
-    return RankedMixtures(rows, agreement)
+        shares = np.array(one.weights) / sum(one.weights)
+        mean = float(sum(w * singles[p] for w, p in zip(shares, one.parts, strict=True)))
+        rows.append(Proxies(one, score(one), mean, outputs.ensemble(one) if outputs else None))
+    rows.sort(key=lambda row: -row.average.fitness)
+    return RankedMixtures(rows, _agreements(rows, seed))
+
+
+def _has_choices(fitness: Fitness) -> TypeGuard[SuiteFitness]:
+    from merganser.evaluate.ensembles import KINDS
+
+    return isinstance(fitness, SuiteFitness) and all(task.kind in KINDS for task in fitness.suite.tasks)
+
+
+class _Outputs:
+    """Results per sample of the parts, for the score of the mean of their probabilities."""
+
+    def __init__(self, fitness: SuiteFitness) -> None:
+        self.fitness = fitness
+        self.held: dict[str, Results] = {}
+
+    def measure(self, part: str) -> Callable[[Weights], Measured]:
+        """The fitness's `measure`, which keeps the results."""
+
+        def run(weights: Weights) -> Measured:
+            self.held[part] = self.fitness.results(weights)
+            return self.fitness.measured(self.held[part])
+
+        return run
+
+    def ensemble(self, one: PartSet) -> float | None:
+        """None where a part failed."""
+        from merganser.evaluate import ensemble
+
+        if any(part not in self.held for part in one.parts):
+            return None
+        made = ensemble([self.held[part] for part in one.parts], one.weights)
+        return self.fitness.score(self.fitness.measured(made))
+
+
+def _agreements(rows: Sequence[Proxies], seed: int) -> list[Agreement]:
+    known = [row for row in rows if row.mixture.true is not None and math.isfinite(row.average.fitness)]
+    if len(known) < 3:
+        return []
+    true = np.array([row.mixture.true for row in known], float)
+    orders: dict[str, list[float | None]] = {
+        "average of parts": [row.average.fitness for row in known],
+        "mean of the parts' scores": [row.mean for row in known],
+        "ensemble of parts": [row.ensemble for row in known],
+    }
+    return [
+        _agreement(proxy, np.array(values, float), true, seed)
+        for proxy, values in orders.items()
+        if None not in values
+    ]
 
 
 def _mixed(models: Mapping[str, Weights], one: PartSet) -> Weights:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from merganser._progress import Progress
 from merganser.algebra import Weights
 from merganser.errors import MerganserError, RequestError, listing
 from merganser.methods import get
 from merganser.recipe import Mixture, Recipe, as_saved, build
 from merganser.recipe.build import open_models
-from merganser.search.evaluator import Evaluator, Progress, Score
+from merganser.search.evaluator import Evaluator, Score
 from merganser.search.fitness import Fitness, SuiteFitness
 from merganser.search.optimisers import Point, optimise, optimiser
 from merganser.search.route import EmptyRoute

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merganser._progress import Progress
 from merganser.algebra import Weights
 from merganser.errors import RequestError, did_you_mean
 from merganser.recipe import as_saved
-from merganser.search.evaluator import Evaluator, Progress, Score
+from merganser.search.evaluator import Evaluator, Score
 from merganser.search.fitness import Fitness
-from merganser.search.writer import check_out, journal_of, path_from, write_recipe
+from merganser.search.writer import check_out, journal_of, write_recipe
 
 KINDS = ("greedy", "uniform")
 
@@ -136,7 +137,7 @@ def soup_into(
     found = soup(models, fitness, kind=kind, journal=journal_of(out), progress=progress)
     document = {
         "method": "linear",
-        "models": [{"model": path_from(out.parent, paths[k])} for k in sorted(found.ingredients)],
+        "models": [{"model": paths[k]} for k in sorted(found.ingredients)],
     }
     provenance = {
         "found by": f"merganser soup ({kind})",

@@ -12,9 +12,7 @@ import numpy as np
 import yaml
 
 from merganser.errors import OutputError, RequestError
-
-_PATHS = ("model", "base_model", "path", "lora", "statistics", "tokenizer_source", "corpus")
-"""Keys of a recipe whose text may be a path."""
+from merganser.search.paths import moved
 
 
 def check_out(out: Path, overwrite: bool, suffix: Sequence[str] = (".yaml", ".yml")) -> None:
@@ -54,43 +52,15 @@ def write_recipe(
 ) -> None:
     """Write a recipe beside its place and give it its name at the end; a folder that is missing is made.
 
-    Paths of models that were found from the folder `source` of the recipe they come from are written anew from that of
-    `out`. The file is read back and must say what was to be written. Raises `OutputError` where it cannot be written.
+    Relative paths, found in the working directory or in `source`, the folder of the recipe they come from, are written
+    anew from the folder of `out` (`merganser.search.paths`). The file is read back and must say what was to be written.
+    Raises `OutputError` where it cannot be written.
     """
     check_out(out, overwrite)
-    moved = [_moved(one, source, out.parent) for one in documents]
-    text = recipe_text(moved, provenance)
-    _read_back(text, moved, out)
+    placed = moved(documents, source, out.parent)
+    text = recipe_text(placed, provenance)
+    _read_back(text, placed, out)
     _replace(out, text)
-
-
-def path_from(folder: Path, path: str) -> str:
-    """A model's path as a recipe in `folder` finds it; hub ids stay, and so does the name of a link."""
-    here = Path(path).expanduser()
-    if not here.exists():
-        return path
-    place = here.resolve() if here.name in ("", "..") else here.parent.resolve() / here.name
-    return Path(os.path.relpath(place, folder.resolve())).as_posix()
-
-
-def _moved(node: Any, source: Path | None, folder: Path) -> Any:
-    if source is None or source.resolve() == folder.resolve():
-        return node
-
-    def place(value: str) -> str:
-        found = source / value
-        if Path(value).is_absolute() or Path(value).exists() or not found.exists():
-            return value
-        return path_from(folder, str(found))
-
-    def walk(value: Any, key: str) -> Any:
-        if isinstance(value, dict):
-            return {k: walk(v, k) for k, v in value.items()}
-        if isinstance(value, list):
-            return [walk(v, key) for v in value]
-        return place(value) if isinstance(value, str) and key in _PATHS else value
-
-    return walk(node, "")
 
 
 def _plain(value: Any) -> Any:

@@ -407,6 +407,33 @@ def test_samples_that_do_not_pair_are_counted_and_named() -> None:
     ]
 
 
+def test_samples_are_listed_by_number_where_all_ids_are_numbers() -> None:
+    ids = [12, 2, 101, 1, 30, 9]
+    for names, ordered in (
+        (ids, ["1", "2", "9", "12", "30", "101"]),
+        ([*ids[:-1], "9b"], ["1", "101", "12", "2", "30", "9b"]),
+    ):
+        told = {"id": names, "input_digest": [f"d{k}" for k in names]}
+        a, b = judged([1] * 6, **told), judged([0] * 6, **told)
+        found = both(a, b)
+        examples = found["tasks"][0]["flips"][0]["examples"]["negative"]
+        assert [one["id"] for one in examples] == ordered
+        other = judged([0] * 6, **told | {"input_digest": ["x"] * 3 + [f"d{k}" for k in names[3:]]})
+        found = both(a, other, allow_missing=True)
+        lacking = [one for one in ordered if one in {str(k) for k in names[:3]}]
+        assert [row["examples"] for row in found["unpaired"]] == [lacking, lacking]
+        with pytest.raises(RequestError, match=f"ids {', '.join(map(repr, lacking))}"):
+            both(a, other)
+    merged = compare(
+        {"m": run("m", t=judged([1] * 12)), "p": run("p", t=judged([0] * 12))},
+        parents=["p"],
+        resampled=FEW,
+        examples=11,
+    )
+    found = merged["after_merge"][0]["only_merged"]["examples"]
+    assert [one["id"] for one in found] == [str(k) for k in range(11)]
+
+
 def test_nothing_that_pairs_is_an_error_whatever_is_allowed() -> None:
     with pytest.raises(RequestError, match="no sample pairs"):
         both(classified(1, 1.0), classified(1, 1.0, data=1), allow_missing=True)

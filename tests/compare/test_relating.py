@@ -15,7 +15,7 @@ import pytest
 from makers import normal, write_model
 
 import merganser as mg
-from merganser.compare import cka, line, relative, singular, transfer
+from merganser.compare import cka, few_rows, line, relative, singular, transfer
 from merganser.compare.plots import ticks
 from merganser.compare.relation_page import relation_page
 from merganser.compare.relation_plots import curves, layers
@@ -75,6 +75,52 @@ def test_layers_against_layers() -> None:
     assert found[2][0] == pytest.approx(cka.cka(first[2], first[1]))
     with pytest.raises(RequestError, match="4 rows or more, not 3"):
         cka.cka(rows(3, 4, 0), rows(3, 4, 0))
+
+
+def test_the_spread_of_cka_is_what_its_warning_says() -> None:
+    """Draws of rows: unrelated spaces of any width, and one direction that carries both."""
+    draw = np.random.default_rng(0)
+    for n, width in ((20, 8), (20, 300), (100, 60)):
+        pairs = draw.standard_normal((300, 2, n, width))
+        found = np.array([cka.cka(x, y) for x, y in pairs], float)
+        assert abs(found.mean()) < 0.02 and found.std() == pytest.approx(math.sqrt(2) / n, rel=0.25)
+        assert np.mean(np.abs(found) < 2 * math.sqrt(2) / n) > 0.9
+    n, r = 100, math.sqrt(1 / 3)
+    pairs = draw.standard_normal((2000, 2, n, 1))
+    found = np.array([cka.cka(x, r * x + math.sqrt(1 - r * r) * y) for x, y in pairs], float)
+    assert 1.96 * found.std() == pytest.approx(few_rows.WORST_SPREAD / math.sqrt(n), rel=0.1)
+
+
+def test_neighbours_by_chance() -> None:
+    draw = np.random.default_rng(0)
+    shares = [
+        relative._overlap(*(draw.permuted(np.tile(np.arange(40), (200, 1)), axis=1)[:, :10] for _ in "ab"))
+        for _ in range(5)
+    ]
+    assert few_rows._chance(40) == pytest.approx(np.mean(shares), abs=0.01)
+
+
+def test_what_rests_on_few_rows_is_told() -> None:
+    """Each measure by itself, and none where there are enough."""
+    found = document("a")
+    found["models"] = [{"model": name, "kind": "encoder", "width": 24} for name in ("a", "b")]
+    found["relative"]["scored_rows"] = 20
+    told = {row["what"]: row["why"] for row in few_rows.warnings(found, 40, {"a": 30})}
+    assert set(told) == {"line", "cka", "relative", "transfer"}
+    assert "30 samples" in told["line"] and "about 0.18 (95 %)" in told["line"]
+    assert "known to about 0.24 (95 %), and unrelated layers give up to 0.07 by chance" in told["cka"]
+    assert "share 0.33, and shares of right answers are known to about 0.22" in told["relative"]
+    assert "draw of Hopkins' statistic is 2 of them" in told["transfer"]
+    for row in found["relative"]["stitched"]:
+        row["absolute"] = 0.5
+    (row,) = (row for row in few_rows.warnings(found, 40, {"a": 30}) if row["what"] == "stitched, absolute")
+    assert "24 features and 20 rows" in row["why"]
+    found["relative"]["scored_rows"] = 100
+    assert few_rows.warnings(found, 200, {"a": 100}) == []
+    found["relative"]["stitched"] = None
+    found["relative"]["scored_rows"] = 20
+    (row,) = few_rows.warnings(found | {"cka": [], "transfer": None, "lines": []}, 40, {})
+    assert row["what"] == "relative" and "right answers" not in row["why"]
 
 
 # Singular vectors -----------------------------------------------------------------------------------------------------
@@ -328,6 +374,7 @@ def document(name: str) -> dict[str, Any]:
                 {"model": name, "score": 1.0, "uniformity": 0.5, "hopkins": 0.5, "mutual_information": 0.25}
             ],
         },
+        "warnings": [{"what": "line", "of": name, "why": name}],
         "left_out": [{"what": "cka", "of": name, "why": name}],
     }
 
@@ -364,7 +411,13 @@ def test_the_page_is_well_formed_and_safe_with_names() -> None:
         "default-src 'none'" in found and "‮" not in found and "http" not in re.sub(r"http-equiv", "", found)
     )
     text = " ".join(tags.words)
-    assert "1.5" in text and "0.0625" not in text and "0.062" in text and "Left out" in text
+    assert (
+        "1.5" in text
+        and "0.0625" not in text
+        and "0.062" in text
+        and "Left out" in text
+        and "Few rows" in text
+    )
     json.dumps(document(EVIL))
 
 

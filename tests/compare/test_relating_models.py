@@ -15,6 +15,7 @@ from merganser.algebra.axes import permute, reading_of
 from merganser.cli import run
 from merganser.compare.relation import read_data, relate
 from merganser.errors import RequestError
+from merganser.observe import statistics
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.models
@@ -139,6 +140,8 @@ def test_a_permuted_copy(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixtu
     # Hopkins' box changes with the order of dimensions, so its draws do
     assert scores[0] == pytest.approx(scores[1], abs=0.02)
     assert page.read_text().count("<svg") == 2
+    assert [row["what"] for row in found["warnings"]] == ["line", "cka", "relative", "transfer"]
+    assert "48 rows" in found["warnings"][1]["why"] and "Few rows" in page.read_text()
     assert run(told) == 2  # the page is not replaced unless asked
 
 
@@ -228,7 +231,8 @@ def test_language_models_without_labels(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["relate", str(a), str(b), str(texts), "--points", "3", "--anchors", "6"]) == 0
     told = capsys.readouterr().out
     assert "perplexity" not in told and "loss in the middle" in told and "6 anchors, 10 rows compared" in told
-    assert "left out: transfer" in told
+    assert "left out: transfer" in told and "warning, cka: 20 rows: " in told
+    assert "warning, line" not in told  # a perplexity has no share of right answers
     suite = tmp_path / "suite.yaml"
     suite.write_text("tasks:\n  - {name: words, kind: perplexity, data: texts.txt}\n")
     assert (
@@ -250,6 +254,10 @@ def test_from_moments_to_a_wider_merge(
     note = json.loads((out / "merganser.json").read_text())["notes"][0]["statistics"]
     assert note["rows"] == 30 and note["data"] == "rows.jsonl" and note["kind"] == "paired"
     assert [one["identity"] for one in note["models"]] != [None, None]
+    assert run(["info", str(out)]) == 0
+    assert f"statistics: paired of {a} and {b} over 30 rows of rows.jsonl" in capsys.readouterr().out
+    with pytest.raises(RequestError, match=r"joint moments of two models \(.*a and .*b\)"):
+        statistics(out)
     step = f"pleas: {{other: {b}, statistics: {out}, size: 1.25}}"
     assert run(["reshape", str(a), str(tmp_path / "wide"), step, "--quiet"]) == 0
     from transformers import BertForSequenceClassification
@@ -261,6 +269,54 @@ def test_from_moments_to_a_wider_merge(
     assert "already exists" in capsys.readouterr().err
     assert run(["reshape", str(b), str(tmp_path / "x"), step.replace(str(b), str(a)), "--quiet"]) == 2
     assert "are of other models" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def spoil(source: Path, path: Path, change: Any) -> Path:
+    """A copy with other values."""
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(source)
+    with torch.no_grad():
+        change(dict(model.named_parameters()))
+    model.save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+def test_a_model_of_a_pair_that_returns_nan(
+    tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model, the layer and the row are named, and nothing is written."""
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("w1 w2", "w3 w4 w1 w2", "w5 w6")))
+    a = bert("BertForSequenceClassification", 0, tmp_path / "a")
+    nan = float("nan")
+    at = "bert.encoder.layer.0"
+
+    def word(found: Any) -> None:
+        found["bert.embeddings.word_embeddings.weight"][4 + 5] = nan  # w5
+
+    def row(found: Any) -> None:
+        found[f"{at}.intermediate.dense.weight"][0] = nan
+
+    def last(found: Any) -> None:
+        found["classifier.weight"][0] = nan
+
+    def large(found: Any) -> None:
+        found[f"{at}.intermediate.dense.weight"][:] = 1e25
+
+    for change, message in (
+        (word, f"bad: the inputs of {at}.attention.self.query.weight of row 3 hold NaN (1 of"),
+        (row, f"bad: the inputs of {at}.output.dense.weight of row 1 hold NaN"),
+        (last, "bad: the outputs of row 1 hold NaN"),
+        (large, f"products of the inputs of {at}.output.dense.weight are beyond what f32 holds"),
+    ):
+        bad = spoil(a, tmp_path / "bad", change)
+        for pair in ((a, bad), (bad, a)):
+            assert (
+                run(["observe-pair", *map(str, pair), str(rows), str(tmp_path / "out"), "--batch", "2"]) == 1
+            )
+            assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "bad", "rows.jsonl"]
 
 
 def test_what_cannot_be(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -261,3 +261,24 @@ def test_identities_tell_models_apart(place):
     live = [evaluate(mean, place / "suite.yaml").model["identity"] for _ in range(2)]
     assert live[0] == live[1]
     assert live[0].startswith("live-")
+    unsaid = evaluate(mean, place / "suite.yaml", identify=False)
+    assert unsaid.model["identity"] is None
+    assert unsaid.metrics == evaluate(mean, place / "suite.yaml").metrics
+    assert evaluate(place / "model", place / "suite.yaml", identify=False).model["identity"] == a
+
+
+@pytest.mark.models
+def test_a_live_identity_is_of_names_shapes_and_numbers():
+    import torch
+    import xxhash
+
+    from merganser.evaluate.run import live_identity
+
+    class Held:
+        module = torch.nn.BatchNorm1d(3)  # has a number without dimensions
+
+    Held.module.register_buffer("nothing", torch.zeros(0))
+    state = xxhash.xxh3_128(b"live identity 1")
+    for name, value in sorted(Held.module.state_dict().items()):
+        state.update(f"{name}{list(value.shape)}".encode() + value.numpy().tobytes())
+    assert live_identity(Held) == f"live-{state.hexdigest()}"

@@ -72,6 +72,18 @@ def make(family: str, folder: Path, seed: int = 0, *, change: Callable[[Any], No
                 use_cls_token=True,
             )
         ),
+        "mixer": lambda: t.PatchTSMixerForTimeSeriesClassification(
+            t.PatchTSMixerConfig(
+                num_input_channels=2,
+                context_length=12,
+                patch_length=4,
+                patch_stride=4,
+                d_model=16,
+                num_layers=2,
+                num_targets=3,
+                num_labels=3,
+            )
+        ),
         "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**sizes, **picture)),
     }[family]()
     with torch.no_grad():
@@ -80,7 +92,7 @@ def make(family: str, folder: Path, seed: int = 0, *, change: Callable[[Any], No
         if change is not None:
             change(model)
     model.eval().save_pretrained(folder)
-    if family not in ("vit", "series"):
+    if family not in ("vit", "series", "mixer"):
         tokenizer(folder)
     return model
 

@@ -179,6 +179,18 @@ def test_pooled_features_and_a_head(tmp_path):
         Head.open(tmp_path / "bert" / "model.safetensors")
 
 
+def test_logits_of_classes_by_whatever_name():
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+
+    from merganser.running import class_logits
+
+    logits = torch.ones(2, 3)
+    assert class_logits(SequenceClassifierOutput(logits=logits)) is logits
+    with pytest.raises(RequestError, match="BaseModelOutput gives no logits of classes"):
+        class_logits(BaseModelOutput(last_hidden_state=logits))
+
+
 def test_nan_is_told_with_the_row():
     import torch
 

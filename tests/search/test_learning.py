@@ -12,7 +12,8 @@ import yaml
 from merganser.errors import NonFiniteError, RequestError
 from merganser.recipe import build, load
 from merganser.search import SuiteFitness, learn
-from merganser.search.learning import _Source, learn_into
+from merganser.search.learning import learn_into
+from merganser.search.vector_recipe import VectorRecipe
 
 pytestmark = pytest.mark.models
 PLUS = {"method": "ties", "parameters": {"election": "unweighted", "normalize": False, "density": 0.5}}
@@ -67,7 +68,7 @@ def test_what_was_learned_is_what_the_recipe_rebuilds(tiny: Path) -> None:
 
     out = tiny / "learned.yaml"
     found = learn_into(document(tiny), tiny / "val.yaml", out, by="atlas", coefficients="layer", steps=5)
-    source = _Source.open(document(tiny))
+    source = VectorRecipe.open(document(tiny))
     base, taus, zero = source.vectors()
     grouped = groups(float_names(zero), "layer")
     vectors = Vectors(base, taus, grouped)
@@ -96,7 +97,7 @@ def test_gradients_are_those_of_differences(tiny: Path, entropy: bool) -> None:
     from merganser.search.groups import float_names, groups
     from merganser.search.objectives import Objective
 
-    base, taus, zero = _Source.open(document(tiny)).vectors()
+    base, taus, zero = VectorRecipe.open(document(tiny)).vectors()
     vectors = Vectors(base, taus, groups(float_names(zero), "layer"))
     model = open_model(as_saved(zero, "float32"))
     model.module.double()
@@ -235,6 +236,70 @@ def test_wrong_requests_are_told(tiny: Path, changes: dict, settings: dict, told
     assert not (tiny / "out.yaml").exists()
 
 
+def test_what_cannot_fit_is_refused_before_anything_is_computed(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from merganser.cli import run
+    from merganser.search import vector_recipe
+
+    base, taus, _ = VectorRecipe.open(document(tiny)).vectors()
+    model = 4 * sum(array.size for array in base.values())
+    monkeypatch.setattr(vector_recipe, "resident_bytes", lambda: 1000)
+    source = VectorRecipe.open(document(tiny))
+    source.check_memory(1000 + (4 + len(taus)) * model)
+    source.check_memory(None)
+
+    def never(self: object, document: object) -> None:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(VectorRecipe, "computed", never)
+    with pytest.raises(RequestError, match=r"is too little to learn.*6 times the model in f32"):
+        learn(document(tiny), tiny / "bare.yaml", memory=1000 + (4 + len(taus)) * model - 1)
+    words = ["learn", str(document(tiny)), str(tiny / "bare.yaml"), str(tiny / "out.yaml"), "--memory", "1kB"]
+    assert run(words) == 2
+    assert "--memory 0 MiB is too little" in capsys.readouterr().err and not (tiny / "out.yaml").exists()
+
+
+def test_merged_tensors_and_gradients_are_those_of_plain_operations() -> None:
+    """Bit for bit; a vector has the tensors that it changes, and no others."""
+    import torch
+
+    from merganser.search.coefficients import Vectors
+    from merganser.search.vector_recipe import _less
+
+    draw = np.random.default_rng(0)
+    base = {name: draw.standard_normal((5, 7)).astype(np.float32) for name in "abc"}
+    models = [
+        {n: base[n] + (n in changed) * np.float32(0.3) * base["c"] for n in base} for changed in ("ab", "b")
+    ]
+    wanted = [
+        [model[n] - base[n] for n in changed] for model, changed in zip(models, ("ab", "b"), strict=True)
+    ]
+    taus = [_less(model, base, base) for model in models]
+    assert [list(tau) for tau in taus] == [["a", "b"], ["b"]]
+    assert all(
+        np.array_equal(x, y)
+        for tau, one in zip(taus, wanted, strict=True)
+        for x, y in zip(tau.values(), one, strict=True)
+    )
+    made = Vectors(base, taus, dict.fromkeys(base))
+    theta = {name: torch.from_numpy(array) for name, array in base.items()}
+    one, two = ({name: torch.from_numpy(array) for name, array in tau.items()} for tau in taus)
+
+    def plain(c: torch.Tensor) -> dict[str, torch.Tensor]:
+        b = c[0, 0] * one["b"] + c[1, 0] * two["b"]
+        return {"a": theta["a"] + c[0, 0] * one["a"], "b": theta["b"] + b, "c": theta["c"]}
+
+    found = []
+    for function in (plain, made.merged):
+        column = torch.tensor([[0.3], [-1.7]], requires_grad=True)
+        tensors = function(column)
+        sum(tensor.sin().sum() for tensor in tensors.values()).backward()
+        found.append((tensors, column.grad))
+    assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in base)
+    assert torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -255,7 +320,7 @@ def test_data_are_checked_before_models_are_opened(
     (tiny / "changed.yaml").write_text(yaml.safe_dump(suite))
     if data is not None:
         (tiny / "changed.jsonl").write_text(data)
-    monkeypatch.setattr(_Source, "vectors", never)
+    monkeypatch.setattr(VectorRecipe, "vectors", never)
     with pytest.raises(RequestError, match=told):
         learn(document(tiny), tiny / "changed.yaml", by="adamerging")
 

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from makers import files_of, read_model
 from two_tasks import write_rows, write_siblings
 
@@ -239,7 +240,7 @@ def test_the_command_writes_and_reports(siblings, tmp_path, capsys):
     arguments += ["--share", "0.05", "--share", "0.2", "--steps", "1", "--batch", "64", "--rows-a-step", "32"]
     assert run(arguments) == 0
     said = capsys.readouterr().out
-    for word in ("learned", "largest", "random", "calibration error", "kept", "chosen: at most 20.0000%"):
+    for word in ("learned", "largest", "random", "calibration error", "kept", "at most 20.0000%"):
         assert word in said, said
     assert run(arguments) == 1
     assert "already exists" in capsys.readouterr().err
@@ -312,6 +313,50 @@ def test_nothing_half_written(found, siblings, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left"):
         found.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_written_recipe_moves_with_its_neighbours(found, siblings, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    (tmp_path / "home").mkdir()
+    for name in ("base", "red"):
+        shutil.copytree(siblings / name, tmp_path / "home" / name)
+    monkeypatch.chdir(tmp_path / "home")
+    replace(found, base="base", model="red").save("runs/out")
+    told = yaml.safe_load((tmp_path / "home/runs/out/recipe.yaml").read_text())
+    assert told == {
+        "method": "graft",
+        "base_model": "../../base",
+        "models": [{"model": "../../red", "statistics": "mask"}],
+    }
+    before, _ = build(load(tmp_path / "home/runs/out/recipe.yaml"))
+    kept = {name: before.compute(name) for name in before}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "home").rename(tmp_path / "moved")
+    after, _ = build(load(tmp_path / "moved/runs/out/recipe.yaml"))
+    assert all(np.array_equal(after.compute(name), kept[name]) for name in kept)
+
+
+def test_what_was_chosen_and_why(found, capsys):
+    from merganser.cli.localize import report
+    from merganser.search.localization import _chosen
+
+    shares = [(0.1, None, 0.5), (0.2, None, 0.97), (0.3, None, 0.99)]
+    assert _chosen(shares, 0.95) == shares[1]
+    assert _chosen(shares, 0.999) == shares[2]
+    assert _chosen([(0.1, None, None), (0.2, None, None)], 0.95)[0] == 0.1
+    assert found.report["kept_enough"] == (found.report["chosen_kept"] >= 0.95)
+    base = dict(found.report) | {"chosen": 0.2}
+    taken = "taken: at most 20.0000% of the entries"
+    for kept, enough, words in (
+        (0.97, True, "the smallest share that keeps 95% of the gain on red.jsonl (97.0%)"),
+        (0.5, False, f"no share keeps 95% of the gain on red.jsonl; {taken}, which keep most of it (50.0%)"),
+        (None, False, f"the fine-tune is no better than its base (accuracy); {taken}, the smallest"),
+    ):
+        report(base | {"chosen_kept": kept, "kept_enough": enough}, "out")
+        said = capsys.readouterr().out
+        assert words in said and ("chosen: at most 20.0000% of the entries" in said) == enough, said
 
 
 def test_an_observed_mask_belongs_to_its_model(found, siblings, tmp_path):

@@ -23,13 +23,13 @@ def models(tmp_path: Path) -> dict:
 
 def test_every_set_is_averaged(models: dict) -> None:
     found = rank_mixtures(models, near(0.0, 2.5))
-    by_name = {one.name: (score.fitness, mean) for one, score, mean in found.rows}
+    by_name = {one.mixture.name: (one.average.fitness, one.mean) for one in found.rows}
     assert set(by_name) == {"a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"}
     # a (1, 0), b (0, 1), c (-1, 4)
     assert by_name["a+c"] == pytest.approx((-0.25, (-7.25 - 3.25) / 2))
     assert by_name["b+c"] == pytest.approx((-0.25, (-2.25 - 3.25) / 2))
     assert by_name["a+b+c"] == pytest.approx((-((2.5 - 5 / 3) ** 2), (-7.25 - 2.25 - 3.25) / 3), rel=1e-5)
-    assert [one.name for one, *_ in found.rows][:2] == ["a+c", "b+c"]
+    assert [one.mixture.name for one in found.rows][:2] == ["a+c", "b+c"]
     assert not found.agreement
 
 
@@ -42,8 +42,8 @@ def test_shares_and_true_scores(models: dict, tmp_path: Path) -> None:
     ]
     path = written(tmp_path, {"sets": sets}, "sets.yaml")
     found = rank_mixtures(models, near(0.5, 1.0), read_sets(path, list(models)), seed=1)
-    assert [one.name for one, *_ in found.rows] == ["mostly a", "b", "a+b", "c"]
-    assert [score.fitness for _, score, _ in found.rows] == pytest.approx([0.0, -0.25, -0.25, -11.25])
+    assert [one.mixture.name for one in found.rows] == ["mostly a", "b", "a+b", "c"]
+    assert [one.average.fitness for one in found.rows] == pytest.approx([0.0, -0.25, -0.25, -11.25])
     proxy, rival = found.agreement
     values, true = [0.0, -0.25, -0.25, -11.25], [3, 1, 2, 0]
     assert proxy.spearman == pytest.approx(stats.spearmanr(values, true).statistic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -37,6 +38,33 @@ def test_the_score_of_the_search_is_that_of_the_saved_merge(place: Path) -> None
     assert dict(found.best.score.tasks) == {task: saved[task]["accuracy"] for task in ("sign", "place")}
     assert found.best.score.fitness == sum(found.best.score.tasks.values()) / 2
     assert found.best.score.fitness > 0.6
+
+
+def test_candidates_are_not_identified_and_keep_to_memory(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from merganser.evaluate import run as running
+    from merganser.running import live, model
+    from merganser.search import live as candidates
+
+    limits: list[int | None] = []
+
+    def noted(weights: object, **given: int | None) -> object:
+        limits.append(given.get("memory"))
+        return live.live_tensors(weights, **given)  # type: ignore[arg-type]
+
+    def never(model: object) -> str:
+        raise AssertionError("all numbers of a candidate were read")
+
+    monkeypatch.setattr(running, "live_identity", never)
+    for module in (model, candidates):
+        monkeypatch.setattr(module, "live_tensors", noted)
+    words = ["open.yaml", "val.yaml", "best.yaml", "--by", "random", "--evaluations", "2", "--quiet"]
+    assert run(["search", *words, "--memory", "16GiB"]) == 0
+    assert limits == [16 * 2**30] * 2  # the one that is opened and the one that is put into it
+    Path("best.journal.jsonl").unlink()
+    assert run(["search", *words, "--memory", "1MiB", "--overwrite"]) == 2
+    assert "--memory 1 MiB is too little" in capsys.readouterr().err
 
 
 def test_tasks_are_combined_as_asked(place: Path) -> None:
@@ -123,6 +151,8 @@ def test_wrong_requests_are_told(
 
 
 def test_soup_learn_and_rank_mixtures_as_commands(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from merganser.evaluate import ensemble, evaluate
+
     assert run(["soup", "sign", "place", "soup.yaml", "--suite", "val.yaml", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["model"] for one in told["models"]] == ["sign", "place"]
@@ -140,6 +170,22 @@ def test_soup_learn_and_rank_mixtures_as_commands(place: Path, capsys: pytest.Ca
     assert run(["rank-mixtures", "sign", "other=place", "--suite", "val.yaml", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["sets"]
     assert {row["name"] for row in rows} == {"sign", "other", "sign+other"}
+    together = ensemble([evaluate("sign", "val.yaml"), evaluate("place", "val.yaml")]).metrics
+    both = next(row for row in rows if row["name"] == "sign+other")
+    assert both["ensemble"] == pytest.approx(np.mean([task["accuracy"] for task in together.values()]))
+    again = [
+        "rank-mixtures",
+        "sign",
+        "other=place",
+        "--suite",
+        "val.yaml",
+        "--journal",
+        "kept.jsonl",
+        "--json",
+    ]
+    for _ in range(2):
+        assert run(again) == 0
+        assert json.loads(capsys.readouterr().out)["sets"] == rows
     (place / "sets.yaml").write_text("sets: [{parts: [sign], true: 1}, {parts: [place], true: 2}]")
     assert run(["rank-mixtures", "sign", "place", "--suite", "val.yaml", "--sets", "sets.yaml"]) == 0
     assert "mean of parts" in capsys.readouterr().out

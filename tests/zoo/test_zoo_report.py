@@ -21,12 +21,21 @@ from tiny_zoo import CUT  # noqa: E402
 import merganser as mg  # noqa: E402
 from merganser import methods  # noqa: E402
 from merganser.evaluate import evaluate, read_results  # noqa: E402
-from zoo import build, candidates, page, report, scores  # noqa: E402
+from zoo import build, candidates, findings, page, report, scores  # noqa: E402
 from zoo.claims import CLAIMS  # noqa: E402
 from zoo.figures import Figure  # noqa: E402
 
 pytestmark = pytest.mark.models
-CHOSEN = ("mean", "task_arithmetic", "fisher", "regmean", "tall_masks", "adamerging, by task")
+CHOSEN = (
+    "mean",
+    "task_arithmetic",
+    "fisher",
+    "regmean",
+    "tall_masks",
+    "adamerging, by task",
+    "greedy soup",
+    "cma",
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +121,7 @@ def test_the_page_says_what_is_there_and_what_is_missing(plans):
     mean = plan.test(candidates.BY_NAME["mean"])[0].mean()
     assert f"{100 * mean:.1f}" in rows["mean"]
     assert "| open |" in text and "seen**" not in text  # one seed proves nothing
+    assert "## PocketNet's five folds" in text
     plan.candidates = [*plan.candidates, candidates.BY_NAME["ties"]]
     try:
         assert "Not scored yet: ties." in page.render(plans)
@@ -122,7 +132,7 @@ def test_the_page_says_what_is_there_and_what_is_missing(plans):
 def test_the_ensemble_is_the_mean_of_probabilities(plans):
     plan = next(plan for plan in plans if plan.family == "minilm")
     found = page.rows_of(plan)["ensemble"][plan.seeds[0]]
-    siblings = [s for s in plan.roles(plan.seeds[0]) if s.what.startswith("sibling")]
+    siblings = plan.ensemble(plan.seeds[0])
     task = plan.zoo.over("minilm")[0]
     tables = [read_results(s.folder).tasks[task] for s in siblings]
     right = 0
@@ -153,3 +163,68 @@ def test_without_a_zoo(tmp_path):
         scores.Zoo.open(tmp_path)
     (tmp_path / "zoo.json").write_text(json.dumps({"tasks": {}, "domains": {}, "models": []}))
     assert scores.Zoo.open(tmp_path).seeds("minilm") == []
+
+
+def test_findings_are_counted_from_the_samples(plans):
+    plan = next(plan for plan in plans if plan.family == "minilm")
+    seed = plan.seeds[0]
+    tasks = plan.zoo.over("minilm")
+
+    def column(score, task):
+        return np.array(read_results(score.folder).tasks[task].column("right"))
+
+    base, merge = plan.roles(seed)[0], plan.test(candidates.BY_NAME["mean"])[0]
+    lost = np.mean([np.mean(column(base, t) > column(merge, t)) for t in tasks])
+    ((_, _, text),) = findings.flips(plan)
+    assert f"mean: {100 * lost:.1f} % lost" in text
+    only = []
+    for task in tasks:
+        others = np.array([column(base, task), *(column(s, task) for s in plan.ensemble(seed))])
+        only.append(np.mean(column(merge, task) & (others.sum(0) == 0)))
+    ((_, _, text),) = findings.after_merging(plan)
+    assert f"mean: {100 * np.mean(only):.2f} % right only after merging" in text
+    assert findings.noise(plan) == findings.orders(plan) == []  # one seed
+    assert "| P045 |" in page.render(plans)
+
+
+def test_noise_and_orders_are_those_of_scipy():
+    from types import SimpleNamespace
+
+    from scipy import stats
+
+    draws = np.random.default_rng(0)
+    values = draws.random((5, 3, 4))  # merges, seeds, tasks
+
+    def score(merge, seed, metric):
+        numbers = values[merge, seed] * (10 if metric else 1) + (100 if metric else 0)
+        return dict(zip("abcd", numbers.tolist(), strict=True))
+
+    class Plan:
+        family, seeds = "minilm", [1, 2, 3]
+        candidates = tuple(SimpleNamespace(name=f"m{k}", number=k) for k in range(5))
+        zoo = SimpleNamespace(over=lambda family: list("abcd"))
+
+        def test(self, one):
+            return [
+                SimpleNamespace(metrics=lambda metric=None, s=s: score(one.number, s, metric))
+                for s in range(3)
+            ]
+
+    ((_, _, text),) = findings.noise(Plan())
+    means = values.mean(2)
+    within, between = np.median(means.std(1, ddof=1)), means.mean(1).std(ddof=1)
+    assert f"seeds vary by {100 * within:.3g} points" in text and f"merges by {100 * between:.3g}" in text
+    assert text.count(f"{between / within:.1f}") == 2  # the loss is the same but for its scale
+    sure = sum(stats.ttest_rel(means[i], means[j]).pvalue < 0.05 for i in range(5) for j in range(i + 1, 5))
+    assert f"{sure} of 10 paired" in text
+    ((_, _, text),) = findings.orders(Plan())
+    mean = values.mean(1)
+    taus = [stats.kendalltau(mean[:, i], mean[:, j]).statistic for i in range(4) for j in range(i + 1, 4)]
+    assert f"two tasks {np.mean(taus):.2f} on average, least {min(taus):.2f}" in text
+    seeds = [
+        stats.kendalltau(values[:, i, t], values[:, j, t]).statistic
+        for t in range(4)
+        for i in range(3)
+        for j in range(i + 1, 3)
+    ]
+    assert f"two seeds {np.mean(seeds):.2f}" in text

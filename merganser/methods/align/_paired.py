@@ -11,8 +11,8 @@ from merganser.algebra import Weights
 from merganser.algebra.expression import Leaf
 from merganser.architectures import Reading
 from merganser.checkpoint.digest import identity
-from merganser.errors import RequestError, VerificationError
-from merganser.lineage import read_manifest
+from merganser.errors import RequestError
+from merganser.lineage import PAIRED, raw_note
 
 Values = np.ndarray[Any, Any]
 
@@ -68,20 +68,13 @@ def as_matrix(values: Values, reading: Reading, name: str) -> Values:
 
 
 def _note(statistics: Weights, step: str) -> Mapping[str, Any]:
-    notes: list[Any] = list(statistics.notes)
-    if not notes and statistics.origin is not None and statistics.origin.directory is not None:
-        try:
-            notes = read_manifest(statistics.origin.directory).get("notes") or []
-        except VerificationError:
-            notes = []
-    for note in notes:
-        found = note.get("statistics") if isinstance(note, Mapping) else None
-        if isinstance(found, Mapping) and found.get("kind") == "paired":
-            return found
-    raise RequestError(
-        f"{step}: {statistics.label!r} holds no joint moments of two models; `merganser observe-pair A B DATA OUT` "
-        "writes them"
-    )
+    found = raw_note(statistics.notes or statistics.origin)
+    if not isinstance(found, Mapping) or found.get("kind") != PAIRED:
+        raise RequestError(
+            f"{step}: {statistics.label!r} holds no joint moments of two models; `merganser observe-pair A B DATA OUT` "
+            "writes them"
+        )
+    return found
 
 
 def _check(weights: Weights, model: Any, what: str, which: int) -> None:

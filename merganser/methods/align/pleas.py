@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +14,12 @@ from merganser.algebra.rearranged import Array
 from merganser.algebra.weights import Entry
 from merganser.architectures import Axis, Reading
 from merganser.errors import AlgebraError, RequestError, did_you_mean
-from merganser.methods.align._descent import Order, Values, pairs
+from merganser.methods.align._descent import Values, pairs
+from merganser.methods.align._kept import Equal, Kept, elements, order_read
 from merganser.methods.align._paired import Moments, as_matrix
+from merganser.methods.align._refit import Layer, refit
 from merganser.methods.align.activation_matching import lengths, side, similarities, solve
-from merganser.methods.align.weight_matching import Key, _Models, _moved, _permuted, _read
+from merganser.methods.align.weight_matching import _moved, _permuted, _read
 from merganser.methods.steps import step
 
 By = Literal["correlation", "distance"]
@@ -78,25 +79,10 @@ def pleas(
     return merged
 
 
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """The units of a merged axis: which of A's and which of B's each one is, -1 for none of it."""
-
-    a: Order
-    b: Order
-    likeness: float = 1.0
-
-    @property
-    def shares(self) -> tuple[Values, Values]:
-        """How much of each model a unit is: a half of both, or one and nothing."""
-        both = np.where((self.a >= 0) & (self.b >= 0), 0.5, 1.0)
-        return np.where(self.a >= 0, both, 0.0), np.where(self.b >= 0, both, 0.0)
-
-
 class _Merging:
     def __init__(self, a: Weights, b: Weights, moments: Moments, by: By) -> None:
         self.a, self.moments, self.by = a, moments, by
-        equal = _Equal(a, b)
+        equal = Equal(a, b)
         self.neurons = equal.neurons
         whole = [axis for axis in equal.free(None, none_is_fine=True) if axis not in self.neurons]
         found, self.without = solve(
@@ -106,7 +92,7 @@ class _Merging:
         self.orders = found.orders
         self.before = equal
         self.b = _permuted(b, found, equal.copied)
-        self.models = _Equal(a, self.b)
+        self.models = Equal(a, self.b)
 
     # Widths and pairs -------------------------------------------------------------------------------------------------
 
@@ -179,7 +165,7 @@ class _Merging:
         if joint is None:
             return None
         old = self.before.names[1][self.models.key(theirs)]
-        order = _order(self.before.readings[1], old, self.orders)
+        order = order_read(self.before.readings[1], old, self.orders)
         rows = np.concatenate([np.arange(one), one + order, [one + two]])
         return np.asarray(joint[np.ix_(rows, rows)])
 
@@ -244,7 +230,7 @@ class _Merging:
         a, b = self.models.readings
         spec = a.tensors[name].spec
         parts = []
-        maps = [_map(a, b, name, theirs, k, kept) for k in range(len(spec.dims))]
+        maps = [elements(a, b, name, theirs, k, kept) for k in range(len(spec.dims))]
         writes = [k for k, one in enumerate(maps) if one is not None and k != spec.reads]
         if len(writes) > 1:
             raise AlgebraError(f"pleas: tensor {name!r} has neurons in two dimensions that it does not read")
@@ -274,163 +260,31 @@ class _Merging:
         spec = a.tensors[name].spec
         assert spec.reads is not None and spec.writes is not None
         one, two = lengths(a, name, "reads"), lengths(b, theirs, "reads")
-        taken = _map(a, b, name, theirs, spec.reads, kept) or Kept(np.arange(one), np.arange(two))
+        taken = elements(a, b, name, theirs, spec.reads, kept) or Kept(np.arange(one), np.arange(two))
         bias = name.removesuffix("weight") + "bias"
         has_bias = bias in made
-        into = _selection(taken, one, two)
-        if not has_bias:
-            into = into[:-1]
-        first = as_matrix(np.asarray(self.a.compute(name), np.float64), a, name)
-        second = as_matrix(np.asarray(self.b.compute(theirs), np.float64), b, theirs)
-        given = _map(a, b, name, theirs, spec.writes, kept) or Kept(
-            np.arange(len(first)), np.arange(len(second))
+        first, second = (
+            self._layer(weights, reading, own, has_bias)
+            for weights, reading, own in ((self.a, a, name), (self.b, b, theirs))
         )
-        added = (
-            (self.a.compute(bias), self.b.compute(theirs.removesuffix("weight") + "bias"))
-            if has_bias
-            else (np.zeros(len(first)), np.zeros(len(second)))
-        )
-        target = _selection(given, len(first), len(second))[:-1, :-1] @ np.block(
-            [
-                [first, np.zeros((len(first), two)), np.asarray(added[0], np.float64)[:, None]],
-                [np.zeros((len(second), one)), second, np.asarray(added[1], np.float64)[:, None]],
-            ]
+        given = elements(a, b, name, theirs, spec.writes, kept) or Kept(
+            np.arange(len(first.weight)), np.arange(len(second.weight))
         )
         start = as_matrix(made[name], a, name)
         if has_bias:
             start = np.concatenate([start, made[bias][:, None]], 1)
-        gap = target - start @ into
-        gram = into @ joint @ into.T
-        change = np.zeros_like(start)
-        product = gap @ joint @ into.T
-        own = np.append(_origin(taken), 0)[: len(gram)]
-        for kind in (0, 1, 2):  # merged, A's, B's: what is A's alone never reads what is B's alone
-            rows = np.flatnonzero(_origin(given) == kind)
-            if not len(rows):
-                continue
-            columns = np.flatnonzero((own != 3 - kind) | (kind == 0))
-            inner = gram[np.ix_(columns, columns)]
-            scale = float(np.trace(inner)) / len(columns)
-            if scale <= 0:
-                continue
-            inner = inner + ridge * scale * np.eye(len(columns))
-            change[np.ix_(rows, columns)] = np.linalg.solve(inner, product[np.ix_(rows, columns)].T).T
-        before, after = _error(gap, joint), _error(gap - change @ into, joint)
-        fitted = start + change
+        found = refit(start, first, second, given, taken, joint, ridge)
+        fitted = found.layer
         if has_bias:
             fitted, made[bias] = fitted[:, :-1], fitted[:, -1]
         made[name] = fitted.T if spec.reads == 0 else fitted
-        return before, after
+        return found.before, found.after
 
-
-class _Equal(_Models):
-    """Both models, where the neurons may differ in number."""
-
-    def __init__(self, a: Weights, b: Weights) -> None:
-        self.neurons: list[Axis] = []
-        super().__init__(a, b)
-
-    def _check_sizes(self) -> None:
-        one, other = self.readings
-        self.neurons = _neurons(one)
-        for axis in self.sizes:
-            if one.sizes[axis] != other.sizes[axis] and axis not in self.neurons:
-                raise AlgebraError(
-                    f"pleas: {axis} is {one.sizes[axis]} in {self.a.label!r} and {other.sizes[axis]} in "
-                    f"{self.b.label!r}; only the number of neurons may differ: a norm or an attention mixes all "
-                    "elements of other axes, so they can be merged whole only"
-                )
-
-    def key(self, name: str) -> Key:
-        """The place in the family's file of one of B's tensors."""
-        return next(key for key, own in self.names[1].items() if own == name)
-
-
-def _neurons(reading: Reading) -> list[Axis]:
-    """Axes whose units stand alone: written and read by linear layers, never beside another axis, not the stream."""
-    family = reading.family
-    apart: set[Axis] = set()
-    roles: dict[Axis, set[str]] = {}
-    for name, named in reading.tensors.items():
-        for k, dim in enumerate(reading.parts(name)):
-            for part in dim:
-                axes = [factor for factor in part if isinstance(factor, Axis)]
-                if len(axes) > 1:
-                    apart.update(axes)
-                for axis in axes:
-                    role = "reads" if k == named.spec.reads else "writes" if k == named.spec.writes else ""
-                    roles.setdefault(axis, set()).add(role)
-    normed = {
-        axis
-        for name, named in reading.tensors.items()
-        if "norm" in named.spec.kind
-        for dim in reading.parts(name)
-        for part in dim
-        for axis in part
-        if isinstance(axis, Axis)
-    }
-    return [
-        axis
-        for axis in reading.sizes
-        if {"reads", "writes"} <= roles.get(axis, set())
-        and axis not in apart | normed
-        and axis.name not in family.fixed
-        and axis.name not in family.indices
-        and not axis.name.endswith(("vocab", "labels"))
-        and "residual" not in axis.name
-    ]
-
-
-def _map(a: Reading, b: Reading, name: str, theirs: str, dim: int, kept: Mapping[Axis, Kept]) -> Kept | None:
-    """Where each element of a dimension of the result comes from; None where all are merged as they stand."""
-    ours, others = a.parts(name)[dim], b.parts(theirs)[dim]
-    if not any(factor in kept for part in ours for factor in part):
-        return None
-    found: tuple[list[Order], list[Order]] = [], []
-    offsets = [0, 0]
-    for part, other in zip(ours, others, strict=True):
-        for which, (reading, own) in enumerate(((a, part), (b, other))):
-            shape = [f if isinstance(f, int) else reading.sizes[f] for f in own]
-            grid = np.arange(int(np.prod(shape))).reshape(shape)
-            for k, factor in enumerate(own):
-                if isinstance(factor, Axis) and factor in kept:
-                    index = (kept[factor].a, kept[factor].b)[which]
-                    grid = grid.take(np.maximum(index, 0), axis=k)
-                    grid[(slice(None),) * k + (index < 0,)] = -1
-            flat = grid.reshape(-1)
-            found[which].append(np.where(flat < 0, -1, flat + offsets[which]))
-            offsets[which] += int(np.prod(shape))
-    return Kept(np.concatenate(found[0]), np.concatenate(found[1]))
-
-
-def _order(reading: Reading, name: str, orders: Mapping[Axis, Order]) -> Order:
-    """The order that permuted axes give to what a tensor reads."""
-    found = []
-    for cut, part in side(reading, name, "reads"):
-        shape = [f if isinstance(f, int) else reading.sizes[f] for f in part]
-        grid = np.arange(cut.start, cut.stop).reshape(shape)
-        for k, factor in enumerate(part):
-            if isinstance(factor, Axis) and factor in orders:
-                grid = grid.take(orders[factor], axis=k)
-        found.append(grid.reshape(-1))
-    return np.concatenate(found)
-
-
-def _origin(units: Kept) -> Order:
-    """0 for merged units, 1 for A's alone, 2 for B's alone."""
-    return np.where(units.b < 0, 1, np.where(units.a < 0, 2, 0))
-
-
-def _selection(units: Kept, one: int, two: int) -> Values:
-    """The matrix that makes merged values (and the constant) of [x_A, x_B, 1]."""
-    count = len(units.a)
-    matrix = np.zeros((count + 1, one + two + 1))
-    shares = units.shares
-    for index, share, at in ((units.a, shares[0], 0), (units.b, shares[1], one)):
-        rows = np.flatnonzero(index >= 0)
-        matrix[rows, at + index[rows]] = share[rows]
-    matrix[-1, -1] = 1.0
-    return matrix
+    @staticmethod
+    def _layer(weights: Weights, reading: Reading, name: str, has_bias: bool) -> Layer:
+        matrix = as_matrix(np.asarray(weights.compute(name), np.float64), reading, name)
+        added = weights.compute(name.removesuffix("weight") + "bias") if has_bias else np.zeros(len(matrix))
+        return Layer(matrix, np.asarray(added, np.float64))
 
 
 def _likeness(joint: Values, one: int, cut: slice, other: slice, by: By) -> Values:
@@ -439,8 +293,3 @@ def _likeness(joint: Values, one: int, cut: slice, other: slice, by: By) -> Valu
     squares = np.diag(joint)
     cross = joint[:one, one:-1][cut, other]
     return np.asarray(2 * cross - squares[:one][cut][:, None] - squares[one:-1][other][None, :])
-
-
-def _error(gap: Values, joint: Values) -> float:
-    """The mean over tokens and outputs of the squared gap."""
-    return max(0.0, float(np.einsum("ij,ij->", gap @ joint, gap)) / max(1, len(gap)))
