@@ -136,13 +136,29 @@ def _images(model: Model, rows: Rows, options: Options) -> Images:
     cells = [_source(cell) for cell in rows.column(options.image or "image")]
     home = rows.path.parent
     for number, cell in enumerate(cells, 1):
-        if isinstance(cell, str) and not (home / cell).is_file():
-            raise RequestError(f"{rows.path}: row {number} names the image {cell!r}, which is missing")
+        if isinstance(cell, str):
+            _check_image(rows.path, number, cell)
         if not isinstance(cell, str | bytes):
             raise RequestError(
                 f"{rows.path}: row {number} holds {type(cell).__name__} as its image, not a file name or bytes"
             )
     return Images(cells, options.batch, home, model.processor)
+
+
+def _check_image(data: Path, number: int, cell: str) -> None:
+    """Rows are data, so they may not lead out of the data's folder."""
+    home = data.parent.resolve()
+    try:
+        place = (home / cell).resolve()
+        fine = place.is_relative_to(home) and not Path(cell).is_absolute()
+    except (OSError, ValueError):
+        fine = False
+    if not fine:
+        raise RequestError(
+            f"{data}: row {number} names the image {cell!r}, which leads out of the data's folder"
+        )
+    if not place.is_file():
+        raise RequestError(f"{data}: row {number} names the image {cell!r}, which is missing")
 
 
 def _source(cell: Any) -> Any:
@@ -163,6 +179,8 @@ def _values(takes: str, rows: Rows, options: Options) -> Values:
             raise RequestError(f"{rows.path}: row {number} holds no numbers but {str(cell)[:40]!r}") from None
         if not np.isfinite(array).all():
             raise RequestError(f"{rows.path}: row {number} holds NaN or Inf")
+        if takes == "past_values" and array.ndim == 1:  # a series of one channel
+            cells[number - 1] = array = array[:, None]
         if shape not in (None, array.shape):
             raise RequestError(
                 f"{rows.path}: row {number} has shape {list(array.shape)} and the rows before {list(shape or ())}"

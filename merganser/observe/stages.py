@@ -21,7 +21,7 @@ from merganser._facade import compute_scalars
 from merganser.algebra import norm
 from merganser.engine.memory import resident_bytes
 from merganser.engine.workspace import naming
-from merganser.errors import NonFiniteError, RequestError
+from merganser.errors import NonFiniteError, RequestError, listing
 from merganser.observe import forward
 from merganser.observe.blocks import Blocks, put_back
 from merganser.observe.feed import Batch, Feed
@@ -388,4 +388,9 @@ def _unread(found: Mapping[str, Layer], points: Sequence[Any]) -> set[str]:
 
 
 def _stop_with_input(*arguments: Any, **named: Any) -> None:
+    if not arguments and "hidden_states" not in named:
+        raise RequestError(
+            f"its blocks take {listing(named)} and no hidden states, so it cannot be run layer by layer; give it more "
+            "--memory, to be run whole"
+        )
     raise Reached(arguments[0] if arguments else named["hidden_states"])

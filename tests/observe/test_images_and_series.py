@@ -165,6 +165,56 @@ def test_both_commands(family, request, tmp_path, capsys):
     assert all(one == digests[0] for one in digests)  # so results of all of them pair
 
 
+def test_columns_are_a_series_of_one_channel(tmp_path):
+    import torch
+    import transformers as t
+
+    columns = ["a", "b", "c", "d", "e", "f", "g", "h"]
+    config = t.PatchTSTConfig(
+        num_input_channels=1,
+        context_length=len(columns),
+        patch_length=4,
+        patch_stride=4,
+        d_model=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        ffn_dim=24,
+        num_targets=3,
+        use_cls_token=True,
+    )
+    torch.manual_seed(0)
+    model = t.PatchTSTForClassification(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    values = np.random.default_rng(0).standard_normal((4, len(columns))).round(3)
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in values)]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    words = ["--collect", "gram,fisher", "--values", ",".join(columns), "--quiet"]
+    assert run(["observe", str(tmp_path / "model"), str(tmp_path / "table.csv"), str(out), *words]) == 0
+    rows = [{"past_values": torch.tensor(row, dtype=torch.float32)[None, :, None]} for row in values]
+    found = mg.open(out / "gram")
+    for place, x in inputs_by_hand(model, rows).items():
+        close(found.compute(f"{place}.weight"), by_hand("gram", x))
+
+
+def test_series_are_not_run_layer_by_layer(series, tmp_path, capsys):
+    words = ["--values", "x", "--collect", "gram", "--layerwise"]
+    asked = ["observe", str(series / "patchtst"), str(series / "lists.jsonl"), str(tmp_path / "out"), *words]
+    assert run(asked) == 2
+    assert "cannot be run layer by layer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cell", ["../elsewhere.png", "/etc/hostname", "png/../../elsewhere.png"])
+def test_images_lie_below_the_data(pictures, tmp_path, capsys, cell):
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "rows.jsonl", [{"image": cell, "label": 0}])
+    (tmp_path / "elsewhere.png").write_bytes((pictures / "png" / "0.png").read_bytes())
+    asked = ["observe", str(pictures / "vit"), str(tmp_path / "data" / "rows.jsonl"), str(tmp_path / "out")]
+    assert run(asked) == 2
+    assert "row 1 names the image" in (told := capsys.readouterr().err) and "leads out" in told
+
+
 def test_layer_by_layer_on_images(pictures, tmp_path):
     for out, layerwise in (("whole", False), ("layers", True)):
         fields = {"collect": "gram,mean", "batch": 2, "layerwise": layerwise}
