@@ -38,7 +38,7 @@ THREADS = Annotated[int, typer.Option(help="Threads of torch; 0 is its own choic
 MEMORY = Annotated[
     str | None,
     typer.Option(
-        help="What the process may hold while a candidate is computed, as 8GiB (default: 1 GiB more than then)."
+        help="What the process may hold while a merge is computed in memory, as 8GiB (default: 1 GiB more than then)."
     ),
 ]
 QUIET = _saving.QUIET

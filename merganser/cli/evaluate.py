@@ -12,6 +12,7 @@ from merganser.cli import _fitness, _saving, console
 if TYPE_CHECKING:
     from merganser.algebra import Weights
     from merganser.evaluate import Results
+    from merganser.running import Model
 
 NAME = "evaluate"
 EXAMPLE = "Example: merganser evaluate models/math suite.yaml results/math"
@@ -39,6 +40,7 @@ def command(
     seed: Annotated[
         int | None, typer.Option(help="Of random draws of a recipe; stands above the recipe's.")
     ] = None,
+    memory: _fitness.MEMORY = None,
     allow_pickle: console.ALLOW_PICKLE = False,
     quiet: _saving.QUIET = False,
     as_json: console.JSON = False,
@@ -67,6 +69,7 @@ def command(
             resume=not no_resume,
             threads=threads,
             seed=seed,
+            memory=memory,
             allow_pickle=allow_pickle,
             bar=not quiet and not as_json,
         )
@@ -86,19 +89,24 @@ def _run(
     resume: bool,
     threads: int,
     seed: int | None,
+    memory: str | None,
     allow_pickle: bool,
     bar: bool,
 ) -> Results:
     from merganser.evaluate import Suite, evaluate_into
     from merganser.evaluate.output import check_target
-    from merganser.running import require
+    from merganser.running import open_model, require
+
+    limit = None if memory is None else console.parse_size(memory, "--memory")
 
     check_target(out, overwrite)
     require("torch", "transformers", "pyarrow")
     tasks = Suite.open(suite)
     tasks.check()
-    source = _recipe(model, seed, allow_pickle) if model.endswith((".yaml", ".yml")) else model
     _fitness.use_threads(threads)
+    source: Model | str = model
+    if model.endswith((".yaml", ".yml")):
+        source = open_model(_recipe(model, seed, allow_pickle), memory=limit)
     try:
         with console.progress(bar, "evaluating", "samples") as progress:
             return evaluate_into(source, tasks, out, overwrite=overwrite, resume=resume, progress=progress)

@@ -82,6 +82,7 @@ def test_logs_of_lm_eval_are_taken_over(
         (("one", "suit.yaml", "x"), "did you mean 'suite.yaml'"),
         (("one", "suite.yaml", "suite.yaml/x"), "a file is in the place of its folder"),
         (("recip.yaml", "suite.yaml", "x"), "did you mean 'recipe.yaml'"),
+        (("recipe.yaml", "suite.yaml", "x", "--memory", "20MiB"), "too little"),
         (("--from-lm-eval", "one", "x"), "holds no results_"),
     ],
 )
