@@ -43,7 +43,7 @@ def best(plan: Plan) -> str:
     means = {
         one.name: max(plan.worth(score.mean()) for scores in plan.choices(one) for score in scores)
         for one in plan.candidates
-        if len(one.settings) > 1 and plan.chosen(one) is not None
+        if len(one.settings) > 1 and not one.per_task and plan.chosen(one) is not None
     }
     return max(means, key=means.__getitem__, default=SUM)
 

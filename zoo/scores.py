@@ -233,7 +233,7 @@ def _models(score: Score) -> Iterator[tuple[Any, Sequence[str]]]:
     if candidate is None:
         yield open_model(score.parents[0]), score.tasks
     elif candidate.per_task:
-        for number, task in enumerate(score.tasks):
+        for number, task in enumerate(score.tasks, 1):  # 0 is the merge without a mask
             yield open_model(merged(score, {"task": number})), [task]
     else:
         yield open_model(merged(score, {})), score.tasks

@@ -111,6 +111,18 @@ def test_a_score_is_that_of_the_merge_by_hand(plans):
         assert np.allclose(kept.tasks[task].column("loss"), by_hand.tasks[task].column("loss"), atol=1e-5)
 
 
+def test_a_merge_with_a_mask_a_task_is_scored_on_that_task(plans):
+    plan = next(plan for plan in plans if plan.family == "minilm")
+    one = candidates.BY_NAME["tall_masks"]
+    (score,) = plan.test(one)
+    base, *siblings = (mg.open(path) for path in score.parents)
+    kept = read_results(score.folder)
+    for number, task in enumerate(plan.zoo.over("minilm"), 1):
+        merged = methods.get("tall_masks")(base, siblings, task=number, **plan.chosen(one))
+        by_hand = evaluate(merged, plan.zoo.suite("minilm", "test")).tasks[task]
+        assert np.allclose(kept.tasks[task].column("loss"), by_hand.column("loss"), atol=1e-5)
+
+
 def test_the_page_says_what_is_there_and_what_is_missing(plans):
     text = page.render(plans)
     lines = text.split("## Four small Llamas")[0].splitlines()
