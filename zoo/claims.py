@@ -66,7 +66,7 @@ CLAIMS = (
         "model_stock",
         "mean",
     ),
-    Claim("P069", "A multitask-trained control is above the best of the popular four", "multitask", "ties"),
+    Claim("P069", "A multitask-trained control is above merging", "multitask", "task_arithmetic"),
     Claim("P069", "Merging is above the base", "task_arithmetic", "base"),
 )
 """Directions, as the papers report them for the mean over their own tasks; scale and models differ from ours."""

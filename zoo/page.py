@@ -179,7 +179,7 @@ def claims(plans: Sequence[Plan]) -> list[str]:
                 continue
             gap = gap if name == "minilm" else Figure(-gap.mean, gap.half, gap.seeds)
             verdict = {1: "seen", -1: "**not seen**", 0: "open"}[gap.sign]
-            cells += [gap.show(scale, digits, signed=True), verdict]
+            cells += [gap.show(scale, digits + 1, signed=True), verdict]
         lines.append(
             f"| {claim.paper} | {claim.text} ({claim.better} over {claim.worse}) | {' | '.join(cells)} |"
         )
