@@ -29,7 +29,7 @@ def section(plans: Sequence[Plan]) -> list[str]:
     """Its lines."""
     lines = ["## Findings of papers on comparing, at this scale", ""]
     minilm = next((plan for plan in plans if plan.family == "minilm"), None)
-    rows = [] if minilm is None else [*flips(minilm), *after_merging(minilm)]
+    rows = [] if minilm is None else over_samples(minilm)
     for plan in plans:
         rows += [*noise(plan), *orders(plan)]
     if not rows or minilm is None:
@@ -73,13 +73,17 @@ def _mean(shares: Mapping[str, Any]) -> float:
     return float(np.mean([np.mean(value) for value in shares.values()]))
 
 
-def flips(plan: Plan) -> list[tuple[str, str, str]]:
-    """P045: answers lost and won when the base is replaced by a merge, beside those between seeds of one merge."""
+def over_samples(plan: Plan) -> list[tuple[str, str, str]]:
+    """What takes results of single samples."""
     base = rights(plan.roles(plan.seeds[0])[0])
-    if base is None:
-        return []
+    merged = merges(plan)
+    return [] if base is None else [*flips(base, merged), *after_merging(plan, base, merged)]
+
+
+def flips(base: Rights, merged: Mapping[str, Mapping[int, Rights]]) -> list[tuple[str, str, str]]:
+    """P045: answers lost and won when the base is replaced by a merge, beside those between seeds of one merge."""
     told = []
-    for name, seeds in merges(plan).items():
+    for name, seeds in merged.items():
         lost = [_mean({t: base[t] & ~new[t] for t in base}) for new in seeds.values()]
         won = [_mean({t: ~base[t] & new[t] for t in base}) for new in seeds.values()]
         text = f"{name}: {Figure.of(lost).show(100, 1)} % lost, {Figure.of(won).show(100, 1)} % won"
@@ -92,20 +96,24 @@ def flips(plan: Plan) -> list[tuple[str, str, str]]:
     return [("P045", says, "; ".join(told))] if told else []
 
 
-def after_merging(plan: Plan) -> list[tuple[str, str, str]]:
+def after_merging(
+    plan: Plan, base: Rights, merged: Mapping[str, Mapping[int, Rights]]
+) -> list[tuple[str, str, str]]:
     """P036, P312: samples that only the merge gets right, its base and all parents wrong, and the reverse."""
-    base = rights(plan.roles(plan.seeds[0])[0])
+    parents = {seed: [rights(score) for score in plan.ensemble(seed)] for seed in plan.seeds}
+    others = {
+        seed: [base, *(one for one in each if one is not None)]
+        for seed, each in parents.items()
+        if each and None not in each
+    }
     told = []
-    for name, seeds in merges(plan).items():
-        gained, lost = [], []
-        for seed, merged in seeds.items():
-            parents = [rights(score) for score in plan.ensemble(seed)]
-            if base is None or not parents or any(one is None for one in parents):
-                continue
-            all_of = [base, *(one for one in parents if one is not None)]
-            gained.append(_mean({t: merged[t] & ~np.any([one[t] for one in all_of], 0) for t in merged}))
-            lost.append(_mean({t: ~merged[t] & np.all([one[t] for one in all_of], 0) for t in merged}))
-        if gained:
+    for name, seeds in merged.items():
+        pairs = [(right, others[seed]) for seed, right in seeds.items() if seed in others]
+        if pairs:
+            gained = [
+                _mean({t: one[t] & ~np.any([o[t] for o in rest], 0) for t in one}) for one, rest in pairs
+            ]
+            lost = [_mean({t: ~one[t] & np.all([o[t] for o in rest], 0) for t in one}) for one, rest in pairs]
             told.append(
                 f"{name}: {Figure.of(gained).show(100, 2)} % right only after merging, "
                 f"{Figure.of(lost).show(100, 2)} % wrong only after it"

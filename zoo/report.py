@@ -49,7 +49,7 @@ class Plan:
         self.base = zoo.models(family, "base")[0]
         self.candidates = [one for one in ALL if family in one.families]
 
-    def part(self, only: Sequence[str] | None, seeds: int | None) -> Plan:
+    def narrowed(self, only: Sequence[str] | None, seeds: int | None) -> Plan:
         """The plan of some candidates and of the first seeds."""
         found = copy(self)
         found.candidates = [one for one in self.candidates if only is None or one.name in only]
@@ -163,7 +163,7 @@ def main() -> None:
     end = None if chosen.minutes is None else time.monotonic() + 60 * chosen.minutes
     plans = [Plan(zoo, family) for family in FAMILIES]
     wanted = [] if chosen.render else [plan for plan in plans if chosen.family in (None, plan.family)]
-    wanted = [plan.part(chosen.only, chosen.seeds) for plan in wanted]
+    wanted = [plan.narrowed(chosen.only, chosen.seeds) for plan in wanted]
     failed = score_all(wanted, chosen.processes, console, end) if wanted else []
     late = end is not None and time.monotonic() > end
     if chosen.cut == "full" and chosen.family is None and not chosen.render and not late:

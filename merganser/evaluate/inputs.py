@@ -15,7 +15,7 @@ import xxhash
 from merganser.checkpoint.digest import digest_file
 from merganser.errors import RequestError
 from merganser.evaluate.task import Task, too_long
-from merganser.running import Head, batches, class_logits, encode, pad, pooled, require
+from merganser.running import Head, batches, class_logits, encode, image_of, not_beside, pad, pooled, require
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ class Images(Inputs):
     def __init__(self, task: Task, column: str) -> None:
         super().__init__(task)
         self.column = column
-        self.values = [_image(value) for value in task.rows.column(column)]
+        self.values = [image_of(value) for value in task.rows.column(column)]
         self.sources: list[Path | bytes | None] = []
         marks: list[Any] = []
         for number, value in enumerate(self.values, 1):
@@ -238,25 +238,11 @@ def token_ids(
     return ids
 
 
-def _image(value: Any) -> Any:
-    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
-        return value.get("path") if value.get("bytes") is None else value["bytes"]
-    return value
-
-
 def _image_file(task: Task, column: str, number: int, value: str) -> Path:
-    """A file below the data's folder: rows are data, so they may not lead anywhere else."""
-    home = task.path.parent.resolve()
-    try:
-        path = (home / value).resolve()
-        fine = path.is_relative_to(home) and not Path(value).is_absolute()
-    except (OSError, ValueError):
-        fine = False
-    if not fine:
-        raise task.wrong(number, column, "leads out of the data's folder", value)
-    if not path.is_file():
-        raise task.wrong(number, column, f"is no file in {str(home)!r}", value)
-    return path
+    problem = not_beside(task.path, value)
+    if problem:
+        raise task.wrong(number, column, problem, value)
+    return task.path.parent.resolve() / value
 
 
 def _pixels(task: Task, column: str, number: int, value: Any) -> np.ndarray[Any, Any]:

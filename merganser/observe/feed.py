@@ -13,7 +13,7 @@ import numpy as np
 
 from merganser.errors import RequestError
 from merganser.observe.options import Options
-from merganser.running import Model, Rows, batches, encode, pad, require
+from merganser.running import Model, Rows, batches, encode, image_of, not_beside, pad, require
 
 if TYPE_CHECKING:
     import torch
@@ -133,39 +133,18 @@ def open_feed(model: Model, rows: Rows, options: Options) -> Feed:
 
 def _images(model: Model, rows: Rows, options: Options) -> Images:
     require("PIL")
-    cells = [_source(cell) for cell in rows.column(options.image or "image")]
+    cells = [image_of(cell) for cell in rows.column(options.image or "image")]
     home = rows.path.parent
     for number, cell in enumerate(cells, 1):
         if isinstance(cell, str):
-            _check_image(rows.path, number, cell)
+            problem = not_beside(rows.path, cell)
+            if problem:
+                raise RequestError(f"{rows.path}: row {number} names the image {cell!r}, which {problem}")
         if not isinstance(cell, str | bytes):
             raise RequestError(
                 f"{rows.path}: row {number} holds {type(cell).__name__} as its image, not a file name or bytes"
             )
     return Images(cells, options.batch, home, model.processor)
-
-
-def _check_image(data: Path, number: int, cell: str) -> None:
-    """Rows are data, so they may not lead out of the data's folder."""
-    home = data.parent.resolve()
-    try:
-        place = (home / cell).resolve()
-        fine = place.is_relative_to(home) and not Path(cell).is_absolute()
-    except (OSError, ValueError):
-        fine = False
-    if not fine:
-        raise RequestError(
-            f"{data}: row {number} names the image {cell!r}, which leads out of the data's folder"
-        )
-    if not place.is_file():
-        raise RequestError(f"{data}: row {number} names the image {cell!r}, which is missing")
-
-
-def _source(cell: Any) -> Any:
-    """A file name or bytes; what the `datasets` library writes holds both."""
-    if isinstance(cell, dict):
-        return cell.get("bytes") or cell.get("path")
-    return cell
 
 
 def _values(takes: str, rows: Rows, options: Options) -> Values:

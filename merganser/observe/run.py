@@ -207,7 +207,8 @@ class _Observation:
         parts: list[dict[str, Any]] = []
         tokens, still, unread = 0, [], []
         if made is not None:
-            record = stages.collect(made, self.feed, self.found, self.kinds, partial, pace, self.memory)
+            staged = stages.Stages(made, self.feed, self.found, self.kinds, partial, pace, self.memory)
+            record = staged.all_stages()
             parts, tokens, unread = record["parts"], record["tokens"], record["unread"]
         else:
             model = open_model(self.path, kind=self.skeleton.kind, label=self.skeleton.label)

@@ -41,20 +41,9 @@ RESERVE = 96 * 2**20
 _BEFORE = -1
 
 
-def collect(
-    blocks: Blocks,
-    feed: Feed,
-    found: Mapping[str, Layer],
-    kinds: Sequence[str],
-    partial: Partial,
-    pace: Pace,
-    memory: int | None,
-) -> dict[str, Any]:
+class Stages:
     """As `inputs.collect`, stage by stage; `partial` keeps what finished stages gave, and hidden states."""
-    return _Run(blocks, feed, found, kinds, partial, pace, memory).all_stages()
 
-
-class _Run:
     def __init__(
         self,
         blocks: Blocks,

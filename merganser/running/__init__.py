@@ -12,6 +12,7 @@ from merganser._lazy import lazy
 if TYPE_CHECKING:
     from merganser.running.checks import finite
     from merganser.running.heads import Head, class_logits, class_numbers, pool, pooled
+    from merganser.running.images import image_of, not_beside
     from merganser.running.live import live_tensors
     from merganser.running.model import Model, open_model
     from merganser.running.needs import require
@@ -28,7 +29,9 @@ _HOMES = {
     "class_numbers": "heads",
     "encode": "tokens",
     "finite": "checks",
+    "image_of": "images",
     "live_tensors": "live",
+    "not_beside": "images",
     "open_model": "model",
     "open_skeleton": "skeleton",
     "pad": "tokens",
@@ -46,7 +49,9 @@ __all__ = [
     "class_numbers",
     "encode",
     "finite",
+    "image_of",
     "live_tensors",
+    "not_beside",
     "open_model",
     "open_skeleton",
     "pad",

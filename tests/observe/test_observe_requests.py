@@ -191,5 +191,5 @@ def test_the_command(place, tmp_path, capsys):
 
 def test_images_out_of_files_need_pillow_or_are_read(place, tmp_path):
     (tmp_path / "data.jsonl").write_text('{"image": "a.png"}\n')
-    with pytest.raises(RequestError, match=r"PIL|'a.png', which is missing"):
+    with pytest.raises(RequestError, match=r"PIL|'a.png', which is no file in"):
         observe(place / "vit", tmp_path / "data.jsonl", tmp_path / "out")

@@ -187,14 +187,13 @@ def test_findings_are_counted_from_the_samples(plans):
 
     base, merge = plan.roles(seed)[0], plan.test(candidates.BY_NAME["mean"])[0]
     lost = np.mean([np.mean(column(base, t) > column(merge, t)) for t in tasks])
-    ((_, _, text),) = findings.flips(plan)
+    (_, _, text), (_, _, after) = findings.over_samples(plan)
     assert f"mean: {100 * lost:.1f} % lost" in text
     only = []
     for task in tasks:
         others = np.array([column(base, task), *(column(s, task) for s in plan.ensemble(seed))])
         only.append(np.mean(column(merge, task) & (others.sum(0) == 0)))
-    ((_, _, text),) = findings.after_merging(plan)
-    assert f"mean: {100 * np.mean(only):.2f} % right only after merging" in text
+    assert f"mean: {100 * np.mean(only):.2f} % right only after merging" in after
     assert findings.noise(plan) == findings.orders(plan) == []  # one seed
     assert "| P045 |" in page.render(plans)
 
