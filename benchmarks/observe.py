@@ -1,6 +1,6 @@
 """Time of a plain forward pass over time of `observe`, for statistics of inputs: in turns, in one process.
 
-    python benchmarks/observe.py WORK [--model DIR] [--rows 64] [--batch 8] [--length 64] [--repeats 5]
+    python benchmarks/observe.py WORK [--model DIR] [--rows 256] [--batch 16] [--length 64] [--repeats 5]
 
 Without --model, a Llama of about 100 million random weights is made in WORK (kept for the next time); an encoder such
 as MiniLM is given with --model. Rows are random words. Both sides run the same batches on the same open model with one
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("--model", type=Path)
-    for name, default in (("rows", 64), ("batch", 8), ("length", 64), ("repeats", 5)):
+    for name, default in (("rows", 256), ("batch", 16), ("length", 64), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     return parser.parse_args()
 

@@ -6,6 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,18 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """Rows as a model takes them: arguments by name, and which tokens count [rows, tokens] (None: all)."""
 
     rows: Sequence[int]
     arguments: dict[str, torch.Tensor]
     counts: torch.Tensor | None
+
+    @cached_property
+    def places(self) -> torch.Tensor | None:
+        """The tokens that count, as places among rows x tokens (None: all)."""
+        return None if self.counts is None else self.counts.reshape(-1).nonzero()[:, 0]
 
     def first(self) -> Batch:
         """The first row alone, padded as in the batch."""

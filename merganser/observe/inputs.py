@@ -40,7 +40,7 @@ class Collector:
 
     def _take(self, place: str, module: Any, value: Any) -> None:
         assert self.batch is not None
-        values = tokens_of(module, value, self.batch.counts, len(self.batch.rows))
+        values = tokens_of(module, value, self.batch)
         if values is None:
             raise RequestError(
                 f"{self.model.label}: the input of {place} has shape {list(value.shape)}, which does not tell "
@@ -94,7 +94,6 @@ def resume(partial: Partial, record: Mapping[str, Any], sums: Sums) -> int:
 
 def finished(partial: Partial, name: str, sums: Sums) -> dict[str, Any]:
     """Keep sums that nothing is added to any more."""
-    sums.finish()
     return partial.keep(name, sums.state()) | {
         "results": sums.results(),
         "tokens": int(sums.tokens.max(initial=0)),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from merganser.observe.feed import Batch
 from merganser.running import Model
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ def taps(module: Any, found: Mapping[str, Layer], run: Callable[[], object]) -> 
     return list(made.values()), [place for place in found if place not in done]
 
 
-def tokens_of(
-    module: torch.nn.Module, value: torch.Tensor, counts: torch.Tensor | None, rows: int
-) -> torch.Tensor | None:
+def tokens_of(module: torch.nn.Module, value: torch.Tensor, batch: Batch) -> torch.Tensor | None:
     """The input of a layer as [tokens, in], without padding; None where nothing tells which of it is padding."""
     import torch
 
@@ -124,10 +123,9 @@ def tokens_of(
         )
         return patches.transpose(1, 2).reshape(-1, patches.shape[1])
     width = value.shape[-1]
-    if counts is None or (value.ndim == 2 and len(value) == rows):
+    counts, places = batch.counts, batch.places
+    if counts is None or places is None or (value.ndim == 2 and len(value) == len(batch.rows)):
         return value.reshape(-1, width)
-    if tuple(value.shape[:-1]) == tuple(counts.shape):
-        return value[counts]
-    if value.ndim == 2 and len(value) == counts.numel():
-        return value[counts.reshape(-1)]
+    if value.shape[:-1] in (counts.shape, (counts.numel(),)):
+        return value.reshape(-1, width).index_select(0, places)
     return None

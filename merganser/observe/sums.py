@@ -1,8 +1,11 @@
-"""Sums over tokens: f32 within a chunk of CHUNK tokens, f64 over chunks, in the order of the batches."""
+"""Sums over tokens: f32 within a chunk of CHUNK tokens, f64 over chunks, in the order of the batches.
+
+Of a Gram matrix only blocks on and above the diagonal are computed, held and kept, one after the other in one row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,13 +33,12 @@ class Sums:
         self._row = {tap.place: row for row, tap in enumerate(taps)}
         for tap in taps:
             for kind in kinds:
-                shape = (tap.width, tap.width) if kind == "gram" else (tap.width,)
-                self.arrays[f"{kind}:{tap.place}"] = np.zeros(shape, np.float64)
+                self.arrays[f"{kind}:{tap.place}"] = np.zeros(_size(tap.width, kind), np.float64)
 
     @staticmethod
     def bytes_of(width: int, kinds: Sequence[str]) -> int:
         """What the sums of one tap hold."""
-        return sum(8 * (width * width if kind == "gram" else width) for kind in kinds)
+        return sum(8 * _size(width, kind) for kind in kinds)
 
     def add(self, place: str, values: torch.Tensor) -> None:
         """Take in the values [tokens, in] f32 at a tap."""
@@ -62,30 +64,55 @@ class Sums:
         """All there is to keep."""
         return {"tokens": self.tokens, **self.arrays}
 
-    def finish(self) -> None:
-        """Fill in the half of each Gram matrix that mirrors the other; nothing may be added afterwards."""
-        for key, total in self.arrays.items():
-            if key.startswith("gram:"):
-                for row in range(len(total)):
-                    total[row + 1 :, row] = total[row, row + 1 :]
-
     def results(self) -> dict[str, dict[str, tuple[str, int, tuple[int, ...]]]]:
-        """By kind and tensor: the key of its sum, what to divide it by, its shape."""
+        """By kind and tensor: the key of its sum, what to divide it by, the shape of the statistic."""
         found: dict[str, dict[str, tuple[str, int, tuple[int, ...]]]] = {kind: {} for kind in self.kinds}
         for place, tap in self.taps.items():
             for kind in self.kinds:
                 key = f"{kind}:{place}"
                 count = 1 if kind == "absmax" else max(1, int(self.tokens[self._row[place]]))
+                shape = (tap.width, tap.width) if kind == "gram" else (tap.width,)
                 for tensor in tap.tensors:
-                    found[kind][tensor] = (key, count, self.arrays[key].shape)
+                    found[kind][tensor] = (key, count, shape)
         return found
 
 
+def unpacked(held: Array, width: int) -> Array:
+    """The blocks of a Gram matrix as the matrix [width, width], its lower half the mirror of the upper one."""
+    full = np.empty((width, width), held.dtype)
+    for at, block in _blocks(held, width):
+        square = np.triu(block[:, : len(block)])
+        full[at : at + len(block), at : at + len(block)] = square + np.triu(square, 1).T
+        right = block[:, len(block) :]
+        full[at : at + len(block), at + len(block) :] = right
+        full[at + len(block) :, at : at + len(block)] = right.T
+    return full
+
+
 def _add_gram(total: Array, part: torch.Tensor) -> None:
-    """Add x^T x: its blocks on and above the diagonal only, about half of the work."""
-    width = part.shape[1]
-    step = max(_BLOCK, -(-width // _BLOCKS))
-    for at in range(0, width, step):
-        made = part[:, at : at + step].T @ part[:, at:]
-        view = total[at : at + step, at:]
-        np.add(view, made.numpy(), out=view)
+    """Add x^T x."""
+    for at, block in _blocks(total, part.shape[1]):
+        made = part[:, at : at + len(block)].T @ part[:, at:]
+        np.add(block, made.numpy(), out=block)
+
+
+def _blocks(held: Array, width: int) -> Iterator[tuple[int, Array]]:
+    """Views of the blocks: some rows from the column on that has the number of the first, and that number."""
+    start = 0
+    for at in range(0, width, step := _step(width)):
+        rows = min(step, width - at)
+        size = rows * (width - at)
+        yield at, held[start : start + size].reshape(rows, width - at)
+        start += size
+
+
+def _step(width: int) -> int:
+    return max(_BLOCK, -(-width // _BLOCKS))
+
+
+def _size(width: int, kind: str) -> int:
+    """Numbers that the sum of a kind holds."""
+    if kind != "gram":
+        return width
+    step = _step(width)
+    return sum(min(step, width - at) * (width - at) for at in range(0, width, step))

@@ -13,6 +13,7 @@ from merganser.algebra import Weights
 from merganser.algebra.computed import whole
 from merganser.algebra.weights import Entry
 from merganser.observe.partial import Partial
+from merganser.observe.sums import unpacked
 
 
 def seal(
@@ -32,7 +33,8 @@ def seal(
         for part in held:
             path = str(partial.home / part["file"])
             for name, (key, count, shape) in part["results"].get(kind, {}).items():
-                made = whole(divided, [], path, key, int(count), shapes=[shape])[0]
+                packed = shape[0] if kind == "gram" else 0
+                made = whole(divided, [], path, key, int(count), packed, shapes=[shape])[0]
                 entries[name] = Entry(made, 1.0)
         ordered = {name: entries[name] for name in sorted(entries, key=place.__getitem__)}
         weights = Weights(ordered, label=kind, origin=None, notes=({"statistics": {"kind": kind, **note}},))
@@ -42,9 +44,10 @@ def seal(
     return written
 
 
-def divided(path: str, key: str, count: int) -> np.ndarray[Any, Any]:
-    """A kept sum over its count, f32."""
+def divided(path: str, key: str, count: int, packed: int) -> np.ndarray[Any, Any]:
+    """A kept sum over its count, f32; where it was packed, the matrix of that width."""
     with np.load(Path(path), allow_pickle=False) as sums:
         total: np.ndarray[Any, Any] = sums[key]
     total /= count
-    return total.astype(np.float32)
+    made = total.astype(np.float32)
+    return unpacked(made, packed) if packed else made

@@ -115,33 +115,53 @@ def test_an_input_changed_in_place_between_two_layers_is_not_shared():
     assert unread == []
 
 
-def test_sums_of_many_tokens_stay_accurate():
+def test_sums_of_many_tokens_stay_accurate(tmp_path):
     import torch
 
     from merganser.observe.layers import Tap
     from merganser.observe.sums import Sums
+    from merganser.observe.write import divided
 
     random = np.random.default_rng(0)
     x = (random.standard_normal((10_000, 140)) + 3).astype(np.float32)
     sums = Sums([Tap("a", ("a.weight",), 140)], KINDS.split(","))
     for part in np.array_split(x, 3):
         sums.add("a", torch.from_numpy(part))
-    sums.finish()
+    np.savez(tmp_path / "sums.npz", **sums.arrays)
     for kind, results in sums.results().items():
-        key, count, _ = results["a.weight"]
+        key, count, shape = results["a.weight"]
         expected = by_hand(kind, x.astype(np.float64))
-        np.testing.assert_allclose(sums.arrays[key] / count, expected, rtol=3e-6)
+        made = divided(str(tmp_path / "sums.npz"), key, count, shape[0] if kind == "gram" else 0)
+        np.testing.assert_allclose(made, expected, rtol=3e-6)
+
+
+@pytest.mark.parametrize("width", [1, 128, 129, 300, 1030])
+def test_gram_matrices_are_held_by_half_and_come_back_whole(width):
+    import torch
+
+    from merganser.observe.layers import Tap
+    from merganser.observe.sums import Sums, unpacked
+
+    x = np.random.default_rng(width).standard_normal((9, width)).astype(np.float32)
+    sums = Sums([Tap("a", ("a.weight",), width)], ["gram"])
+    sums.add("a", torch.from_numpy(x))
+    held = sums.arrays["gram:a"]
+    assert held.nbytes == Sums.bytes_of(width, ["gram"]) <= 8 * width * (width + max(width / 8 + 1, 128)) / 2
+    full = unpacked(held, width)
+    np.testing.assert_allclose(full, x.astype(np.float64).T @ x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(full, full.T)
 
 
 def test_a_convolution_with_stride_padding_and_dilation(tmp_path):
     import torch
 
+    from merganser.observe.feed import Batch
     from merganser.observe.layers import tokens_of
 
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), bias=False)
     x = torch.randn(2, 3, 9, 8)
-    patches = tokens_of(layer, x, None, 2)
+    patches = tokens_of(layer, x, Batch(range(2), {"pixel_values": x}, None))
     expected = layer(x).permute(0, 2, 3, 1).reshape(-1, 5)
     torch.testing.assert_close(patches @ layer.weight.reshape(5, -1).T, expected)
 
