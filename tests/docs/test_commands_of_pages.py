@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 from makers import ROOT
-from scored_models import make
+from evaluate.scored_models import make
 
 from merganser import cli
 
