@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from makers import ROOT
 from evaluate.scored_models import make
+from makers import ROOT
 
 from merganser import cli
 
