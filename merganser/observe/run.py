@@ -21,7 +21,7 @@ from merganser.observe.layers import Layer, layers
 from merganser.observe.options import OF_INPUTS, Options, chosen
 from merganser.observe.pace import Pace
 from merganser.observe.partial import Partial
-from merganser.observe.sums import Sums
+from merganser.observe.sums import LAYOUT, Sums
 from merganser.observe.write import seal
 from merganser.running import Head, Model, Rows, open_model, open_skeleton, read_rows
 
@@ -269,6 +269,7 @@ class _Observation:
         options = self.options
         return {
             "version": __version__,
+            "layout": LAYOUT,
             "collect": list(options.collect),
             "layerwise": self.layerwise,
             "seed": options.seed,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1024
 """Tokens that are summed in f32 before the sum is added to the f64 one."""
+LAYOUT = 2
+"""Of what is kept; sums in another layout (1: whole Gram matrices) are not gone on with."""
 _BLOCK, _BLOCKS = 128, 8
 
 Array = np.ndarray[Any, Any]
