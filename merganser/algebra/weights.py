@@ -285,7 +285,11 @@ doorway: dict[str, Callable[..., Any]] = {}
 
 
 def from_checkpoint(checkpoint: Checkpoint, degree: float | None = None) -> Weights:
-    """The lazy weights of an opened checkpoint: degree 1 for a model, 0 for a LoRA adapter or a saved task vector."""
+    """The lazy weights of an opened checkpoint: degree 1 for a model, 0 for a LoRA adapter or a saved task vector.
+
+    Raises `CheckpointError` for a file of factors that is not read as an adapter.
+    """
+    checkpoint.refuse_factors()
     degree = checkpoint.degree if degree is None else degree
     entries = {name: Entry(Leaf(tensor), degree) for name, tensor in checkpoint.tensors.items()}
     entries |= {name: Entry(LowRank(delta), degree) for name, delta in checkpoint.deltas.items()}

@@ -81,6 +81,12 @@ PEFT can convert such an adapter on saving (`path_initial_model_for_weight_conve
 `init_lora_weights: true` with twice the rank, and it is read.
 """
 
+WITHOUT_WEIGHTS = {
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT", "CARTRIDGE",
+    "XLORA", "POLY",
+}  # fmt: skip
+"""PEFT's methods that no change of weights can say."""
+
 CONV1D_NAMES = {"c_attn", "c_fc", "c_proj", "q_attn"}
 """What transformers calls the modules whose weight is stored as (in, out)."""
 
@@ -112,12 +118,13 @@ class AdapterDelta:
 
 
 def read_adapter(
-    directory: Path, name: str, *, allow_pickle: bool = False
+    directory: Path, name: str, *, allow_pickle: bool = False, file: Path | None = None
 ) -> tuple[dict[str, AdapterDelta], tuple[StoredFile, ...]]:
     """The deltas of a PEFT LoRA adapter by the base's tensor names, and the files that they come from.
 
     Rules: the base's tensor of module M is `M.weight`; scale is alpha / r, with use_rslora alpha / sqrt(r); r
-    and alpha are those of the first pattern that PEFT matches to M; r must be the rank of the factors.
+    and alpha are those of the first pattern that PEFT matches to M; r must be the rank of the factors. `file` is the
+    weights file where it is another than PEFT's.
 
     Raises `CheckpointError` for anything malformed or not understood, `RequestError` where pickle is needed.
     """
@@ -125,10 +132,10 @@ def read_adapter(
     layout.refuse_link_out(config_file)
     stored_config = StoredFile(config_file)
     config = _read_config(config_file)
-    file, tensors = _read_tensors(directory, name, allow_pickle)
-    modules = _pair_factors(file.path, tensors)
-    _check_orientation(config, file.path, modules)
-    return {f"{m}.weight": _delta(config, file.path, m, f) for m, f in modules.items()}, (file, stored_config)
+    held, tensors = _read_tensors(directory, name, allow_pickle, file)
+    modules = _pair_factors(held.path, tensors)
+    _check_orientation(config, held.path, modules)
+    return {f"{m}.weight": _delta(config, held.path, m, f) for m, f in modules.items()}, (held, stored_config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +195,21 @@ def _read_config(path: Path) -> _Config:
                 )
         return found
 
-    if told.get("peft_type") != "LORA":
-        method = _shown(told.get("peft_type"))
-        bad(f"peft_type is {method}; only LORA is read, other methods change weights in other ways. {_MERGE}")
+    method = told.get("peft_type")
+    if method is None:
+        bad(
+            "has no peft_type, so it is no config that PEFT wrote, and what the factors mean is not known. Put them "
+            "onto their model with the program that wrote them, and open the model it makes"
+        )
+    if method in WITHOUT_WEIGHTS:
+        bad(
+            f"peft_type is {_shown(method)}, which changes no weights of the model but what runs beside them, so "
+            "there is nothing to merge. Merge the models alone, and load this adapter onto the result in PEFT"
+        )
+    if method != "LORA":
+        bad(
+            f"peft_type is {_shown(method)}; only LORA is read, other methods change weights in other ways. {_MERGE}"
+        )
     known = READ | HARMLESS.keys() | REFUSED.keys()
     for key, held in told.items():
         if key in REFUSED and held:
@@ -230,22 +249,22 @@ def _read_config(path: Path) -> _Config:
 
 
 def _read_tensors(
-    directory: Path, name: str, allow_pickle: bool
+    directory: Path, name: str, allow_pickle: bool, named: Path | None
 ) -> tuple[StoredFile, Mapping[str, StoredTensor]]:
-    """The one weights file, safetensors before pickle as in PEFT; or the factors as signs."""
+    """The one weights file, safetensors before pickle as in PEFT; or the signs; or the file that is named."""
     tensors: Mapping[str, StoredTensor]
-    if (directory / layout.SIGNS_NAME).exists():
+    if named is None and (directory / layout.SIGNS_NAME).exists():
         from merganser.checkpoint.signs import read_signs
 
         file, tensors, _ = read_signs(directory, name)
         return file, tensors
-    path = directory / SAFETENSORS_NAME
-    if path.exists():
+    path = named or directory / SAFETENSORS_NAME
+    if path.exists() and path.suffix == ".safetensors":
         layout.refuse_link_out(path)
         file = StoredFile(path)
         tensors, _ = read_header(file, name)
     else:
-        path = directory / PICKLE_NAME
+        path = named or directory / PICKLE_NAME
         if not path.exists():
             near = did_you_mean(SAFETENSORS_NAME, [p.name for p in directory.iterdir()])
             raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from merganser.checkpoint import hub, layout
 from merganser.checkpoint.adapter import AdapterDelta, read_adapter
+from merganser.checkpoint.factors import PEFT, FactorFile, find_factors
 from merganser.checkpoint.files import StoredFile
 from merganser.checkpoint.header import read_header
 from merganser.checkpoint.hub import RemoteFile, Repository
@@ -94,7 +95,7 @@ class Checkpoint:
     @cached_property
     def degree(self) -> float:
         """1 for a model, 0 for an adapter, and for what merganser saved as a task vector what its manifest says."""
-        if self.is_adapter or self.format == "signs":
+        if self.is_adapter or self.format == "signs" or self.factors is not None:
             return 0.0
         path = self.directory / layout.MANIFEST_NAME if self.directory else None
         degree = layout.read_json(path).get("degree", 1.0) if path is not None and path.exists() else 1.0
@@ -114,6 +115,19 @@ class Checkpoint:
     def is_adapter(self) -> bool:
         """Whether this is a LoRA adapter, that is a vector and not a model."""
         return bool(self.deltas)
+
+    @cached_property
+    def factors(self) -> FactorFile | None:
+        """What kind of factors the tensors are, where they are an adapter's and not those of a model or a change."""
+        return None if self.format in ("peft", "signs") else find_factors(self.tensors)
+
+    def refuse_factors(self) -> None:
+        """Raise `CheckpointError` where the tensors are factors, which mean nothing one by one."""
+        if self.factors is not None:
+            raise CheckpointError(
+                f"{self.where}: holds {self.factors} ({self.factors.example!r}), and no model: the change that they "
+                f"make is a product, so they may not be added or averaged one by one. {self.factors.way_out}"
+            )
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if a file was changed or lost since it was opened."""
@@ -145,13 +159,23 @@ def open_checkpoint(
     if found.name.endswith(layout.INDEX_SUFFIX):
         return _open_index(found, found.parent, name, allow_pickle)
     if found.suffix == ".safetensors":
-        return _open_safetensors([found], found, name)
+        return _as_adapter(_open_safetensors([found], found, name), allow_pickle)
     if found.suffix in (".bin", ".pt", ".pth", ".ckpt", ".tar"):
-        return _open_pickles([found], found, name, allow_pickle)
+        return _as_adapter(_open_pickles([found], found, name, allow_pickle), allow_pickle)
     raise RequestError(
         f"{found}: not a kind of checkpoint that is read (a model directory, a .safetensors file, an index, "
         "a PEFT adapter directory, or with --allow-pickle a .bin, .pt or .pth file)"
     )
+
+
+def _as_adapter(opened: Checkpoint, allow_pickle: bool) -> Checkpoint:
+    """A bare file of PEFT's factors as an adapter, where the config that says their scale lies beside it."""
+    directory = opened.path.parent
+    factors = opened.factors
+    if factors is None or factors.writer != PEFT or not (directory / layout.ADAPTER_CONFIG).exists():
+        return opened
+    deltas, files = read_adapter(directory, opened.name, allow_pickle=allow_pickle, file=opened.path)
+    return Checkpoint(opened.name, directory, {}, files, deltas=deltas, format="peft")
 
 
 def _on_the_hub(text: str, relative_to: Path | None) -> Repository | None:

@@ -50,6 +50,7 @@ def command(
             f"{checkpoint.name} is a LoRA adapter, a change of a model, and has no axes of its own; "
             "`merganser info` shows what it changes"
         )
+    checkpoint.refuse_factors()
     kind = str((checkpoint.config or {}).get("model_type"))
     if checkpoint.config is None or family_of(kind) is None:
         _draft(checkpoint, as_json)

@@ -41,7 +41,8 @@ def command(
     """Show tensors, dtypes, shapes and files of a checkpoint. Reads headers only."""
     from merganser.checkpoint import open_checkpoint
 
-    found = describe(open_checkpoint(path, allow_pickle=allow_pickle))
+    checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
+    found = describe(checkpoint)
     if as_json:
         console.print_json(found)
         return
@@ -49,6 +50,8 @@ def command(
     console.say(f"{found['path']}: {found['format']}, {found['parameters']:,} parameters ({dtypes})")
     for key, value in found["config"].items():
         console.say(f"  {key}: {value}")
+    if checkpoint.factors is not None:
+        console.say(f"  no model: holds {checkpoint.factors}. {checkpoint.factors.way_out}")
     console.say()
     if found["deltas"]:
         console.table(
@@ -110,6 +113,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             for (pattern, dtype, shape), names in groups.items()
         ],
         "deltas": deltas,
+        "factors": None if checkpoint.factors is None else str(checkpoint.factors),
         "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
         "tied": checkpoint.aliases,
         "manifest": _manifest(checkpoint.directory),
