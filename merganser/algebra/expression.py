@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from merganser.algebra.operations import OPERATIONS, Operation
+from merganser.architectures.constants import is_constant
 from merganser.checkpoint import AdapterDelta, DType, StoredTensor
 from merganser.checkpoint.dtypes import F32
 from merganser.errors import AlgebraError
@@ -40,7 +41,10 @@ class Expression:
 
     @property
     def carried(self) -> bool:
-        """Integer and bool tensors are never computed with: they are carried from one parent, bit for bit."""
+        """Whether nothing computes with the node: it is carried from one parent, bit for bit.
+
+        So it is with integer and bool tensors and with constants (rotary speeds, positions), which are no weights.
+        """
         return False
 
     @property
@@ -140,8 +144,9 @@ class Leaf(Load):
 
     @property
     def carried(self) -> bool:
-        """True for integers and bools."""
-        return not self.tensor.dtype.is_float
+        """True for integers and bools, and for constants."""
+        tensor = self.tensor
+        return not tensor.dtype.is_float or is_constant(tensor.name, len(tensor.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -305,9 +310,10 @@ def apply(name: str, *operands: Expression | Number) -> Expression:
     for node in nodes:
         if node.carried:
             leaf = next(below for below in walk([node]) if isinstance(below, Leaf))
+            kind = "a constant" if leaf.tensor.dtype.is_float else str(leaf.tensor.dtype)
             raise AlgebraError(
-                f"tensor {leaf.tensor.name!r} of {leaf.tensor.parent!r} is {leaf.tensor.dtype}: integer and bool "
-                "tensors are carried from one parent, never computed with"
+                f"tensor {leaf.tensor.name!r} of {leaf.tensor.parent!r} is {kind}: integer and bool tensors and "
+                "constants are carried from one parent, never computed with"
             )
         if node.is_scalar:
             continue

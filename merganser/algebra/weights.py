@@ -7,11 +7,13 @@ and quotients of `Weights` multiply and divide degrees, so `sum(f * w) / sum(f)`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from merganser.algebra.expression import Expression, Leaf, LowRank, Number, apply
+import numpy as np
+
+from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number, apply, walk
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, did_you_mean, listing
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from merganser.architectures import Reading
 
 DEGREE_TOLERANCE = 1e-6
+MOST_COMPARED = 1 << 16
+"""Elements of a buffer that is read when integers in one model meet floats in another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Entry:
 
     @property
     def carried(self) -> bool:
-        """Whether this is an integer or bool tensor, which arithmetic passes by."""
+        """Whether this is an integer or bool tensor or a constant, which arithmetic passes by."""
         return self.expression.carried
 
 
@@ -319,11 +323,10 @@ def combine_named(
         _need_names(first, part)
     entries = {}
     for name, entry in first._entries.items():
-        if entry.carried:
-            for part in parts:
-                if (other := part.find(name)) is not None:
-                    _same_kind(name, first, part, entry, other)
-            entries[name] = entry
+        found = [part.find(name) for part in parts]
+        if any(other is not None and other.carried for other in found):
+            whole = _carried(name, [(p, e) for p, e in zip(parts, found, strict=True) if e is not None])
+            entries[name] = replace(whole, degree=entry.degree)
         else:
             expressions = [_checked(name, first, part) for part in parts]
             made = function(name, *expressions)
@@ -356,8 +359,8 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
             continue
         degree = _degree(operation, x.degree, y.degree)
         if x.carried or y.carried:
-            _same_kind(name, a, b, x, y)
-            kept = y if abs(y.degree) > abs(x.degree) or not x.carried else x
+            both = [(a, x), (b, y)]
+            kept = _carried(name, both[::-1] if abs(y.degree) > abs(x.degree) else both)
             entries[name] = replace(kept, degree=degree)
             continue
         _same_shape(name, a, b, x.expression, y.expression)
@@ -419,7 +422,7 @@ def _degree(operation: str, x: float, y: float) -> float:
 
 
 def _need_names(named: Weights, other: Weights) -> None:
-    # A buffer of integers is carried, so it may be missing: newer libraries no longer store position ids, for one.
+    # What is carried may be missing: newer libraries no longer store position ids, for one.
     missing = [
         name for name, entry in named._entries.items() if not entry.carried and other.find(name) is None
     ]
@@ -444,21 +447,56 @@ def _refuse_names(named: Weights, vector: Weights) -> None:
 def _checked(name: str, first: Weights, part: Weights) -> Expression:
     x, y = first._entries[name], part.find(name)
     assert y is not None
-    if x.carried or y.carried:
-        _same_kind(name, first, part, x, y)
-    else:
-        _same_shape(name, first, part, x.expression, y.expression)
+    _same_shape(name, first, part, x.expression, y.expression)
     return y.expression
 
 
-def _same_kind(name: str, a: Weights, b: Weights, x: Entry, y: Entry) -> None:
-    if x.carried and y.carried:
-        _same_shape(name, a, b, x.expression, y.expression)
-        return
-    if x.expression.is_scalar or y.expression.is_scalar:
-        return
-    kinds = ["an integer or bool tensor" if e.carried else "a float tensor" for e in (x, y)]
-    raise AlgebraError(f"tensor {name!r} is {kinds[0]} in {a.label!r} and {kinds[1]} in {b.label!r}")
+def _carried(name: str, held: Sequence[tuple[Weights, Entry]]) -> Entry:
+    """The entry that is carried: the first one of integers, for floats are another way of storing them; else the first.
+
+    Raises `AlgebraError` where shapes differ, or floats say something else than the integers.
+    """
+    carried = [(weights, entry) for weights, entry in held if entry.carried]
+    home, kept = next(((w, e) for w, e in carried if _integers(e)), carried[0])
+    for weights, entry in held:
+        if entry is kept or entry.expression.is_scalar:
+            continue
+        _same_shape(name, home, weights, kept.expression, entry.expression)
+        if not entry.carried and (why := _other_values(kept.expression, entry.expression)):
+            raise AlgebraError(
+                f"tensor {name!r} is an integer or bool tensor in {home.label!r} and a float tensor in "
+                f"{weights.label!r}, {why}"
+            )
+    return kept
+
+
+def agree(x: Entry, y: Entry) -> bool:
+    """Whether two tensors of one name are of one shape and kind; integers may be stored as floats of their values."""
+    if not x.expression.is_scalar and not y.expression.is_scalar and x.expression.shape != y.expression.shape:
+        return False
+    if x.carried == y.carried:
+        return True
+    whole, floats = (x, y) if x.carried else (y, x)
+    return _other_values(whole.expression, floats.expression) is None
+
+
+def _integers(entry: Entry) -> bool:
+    return isinstance(entry.expression, Load) and not entry.expression.dtype.is_float
+
+
+def _other_values(whole: Expression, floats: Expression) -> str | None:
+    """Why floats are not the integers `whole` in another dtype, or None where they are. Reads both, being small."""
+    if not _integers(Entry(whole, 1.0)):  # a constant
+        return None
+    stored = [node for node in walk([floats]) if isinstance(node, Leaf)]
+    if whole.size > MOST_COMPARED or not isinstance(whole, Leaf) or not stored:
+        return "and is no small buffer that one of them stores in another dtype"
+    values = whole.tensor.numpy()
+    for leaf in stored:
+        found = leaf.tensor.numpy()
+        if found.shape != values.shape or not np.array_equal(values.astype(found.dtype), found):
+            return "with other values"
+    return None
 
 
 def _same_shape(name: str, a: Weights, b: Weights, x: Expression, y: Expression) -> None:

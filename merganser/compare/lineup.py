@@ -182,7 +182,7 @@ def _settle(
     shapes: dict[tuple[int, ...], list[int]] = {}
     for k, name in found.items():
         if everyone[k][name].carried:
-            left_out.append(_left(everyone[k], name, "integers or bools are not compared"))
+            left_out.append(_left(everyone[k], name, "integers, bools and constants are not compared"))
         else:
             shapes.setdefault(everyone[k][name].shape, []).append(k)
     for shape, members in shapes.items():

@@ -148,7 +148,7 @@ def run_plan(plan: Plan, share: Budget, options: SaveOptions, space: Workspace) 
 def compute(
     weights: Weights, name: str, *, threads: int = 0, memory: int | None = None
 ) -> np.ndarray[Any, Any]:
-    """One tensor in memory: f32, or f64 where a parent is F64; integer and bool tensors as stored."""
+    """One tensor in memory: f32, or f64 where a parent is F64; integer and bool tensors and constants as stored."""
     expression = weights[name]
     if isinstance(expression, Leaf) and expression.carried:
         return expression.tensor.numpy()

@@ -208,13 +208,14 @@ def plan_weights(
     _check_degree(weights, degree)
     _check_coverage(weights, partial)
     outputs = []
+    precisions = _precisions(weights)
     for name in weights:
         expression = weights[name]
         if expression.is_scalar:
             raise AlgebraError(
                 f"{name!r} is a number, not a tensor: a norm or dot product cannot be saved as weights"
             )
-        outputs.append(Output(name, _output_dtype(weights, name, dtype), expression))
+        outputs.append(Output(name, _output_dtype(weights, name, dtype, precisions), expression))
     if not outputs:
         raise AlgebraError(f"{weights.label!r} has no tensors to save")
     stages = _stages([(output.name, output, ()) for output in outputs])
@@ -226,7 +227,7 @@ def plan_weights(
         _unused(weights.checkpoints, stages),
         _forms(outputs),
         changed_files(weights),
-        weights.notes,
+        (*weights.notes, *_precision_note(weights, dtype, precisions)),
         weights.stem,
     )
 
@@ -286,8 +287,12 @@ def _check_coverage(weights: Weights, partial: bool) -> None:
     )
 
 
-def _output_dtype(weights: Weights, name: str, dtype: DType | None) -> DType:
-    """The dtype that a tensor is written in: `dtype` if it is a float one, else that of the origin's tensor."""
+def _output_dtype(weights: Weights, name: str, dtype: DType | None, precisions: Mapping[str, DType]) -> DType:
+    """The dtype that a tensor is written in: `dtype` if it is a float one, else that of the origin's tensor.
+
+    A tensor of another parent keeps its own where that is an exception there (norms in F32); in what that parent is
+    stored in for the most part it takes what the origin is stored in, so that the result has one precision.
+    """
     expression = weights[name]
     if expression.carried:
         assert isinstance(expression, Load)
@@ -301,7 +306,9 @@ def _output_dtype(weights: Weights, name: str, dtype: DType | None) -> DType:
     if weights.reading is None and weights.origin is not None and name in weights.origin.tensors:
         return weights.origin.tensors[name].dtype
     for leaf in _leaves(expression):
-        return leaf.tensor.dtype if isinstance(leaf, Leaf) else leaf.delta.left.dtype
+        stored = leaf.tensor if isinstance(leaf, Leaf) else leaf.delta.left
+        usual = stored.dtype == precisions.get(stored.parent)
+        return precisions.get(weights.origin.name, stored.dtype) if usual and weights.origin else stored.dtype
     if weights.origin is not None and (dtype := _main_dtype(weights.origin)) is not None:
         return dtype
     raise AlgebraError(f"tensor {name!r} depends on no stored tensor, so its dtype is not known; pass dtype=")
@@ -314,6 +321,32 @@ def _main_dtype(checkpoint: Checkpoint) -> DType | None:
         if tensor.dtype.is_float:
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
     return max(sizes, key=lambda dtype: sizes[dtype], default=None)
+
+
+def _precisions(weights: Weights) -> dict[str, DType]:
+    """What each parent that is a model is stored in, for the most part."""
+    found = {checkpoint.name: _main_dtype(checkpoint) for checkpoint in weights.checkpoints}
+    return {name: dtype for name, dtype in found.items() if dtype is not None}
+
+
+def _precision_note(
+    weights: Weights, dtype: DType | None, precisions: Mapping[str, DType]
+) -> list[dict[str, Any]]:
+    """What the result is written in, where nobody said and the parents are not stored alike."""
+    if dtype is not None or weights.stem != "model" or weights.origin is None:
+        return []
+    own = precisions.get(weights.origin.name)
+    others = {name: found.torch_name for name, found in precisions.items() if found != own}
+    if own is None or not others:
+        return []
+    return [
+        {
+            "step": "dtype",
+            "written in": f"{own.torch_name}, as {weights.origin.name} is stored",
+            "stored otherwise": others,
+            "set by": "dtype in the recipe (dtype= in Python)",
+        }
+    ]
 
 
 def _unused(checkpoints: Iterable[Checkpoint], stages: Iterable[Stage]) -> dict[str, list[str]]:

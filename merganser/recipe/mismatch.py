@@ -12,6 +12,7 @@ from merganser.algebra import Entry, Weights, axes
 from merganser.algebra.expression import Expression
 from merganser.algebra.rearranged import joined, taken
 from merganser.algebra.selection import matcher
+from merganser.algebra.weights import agree
 from merganser.architectures import Axis
 from merganser.errors import AlgebraError, MerganserError, RequestError, did_you_mean
 from merganser.recipe.settings import shown
@@ -84,19 +85,17 @@ def conform(reference: Weights, models: Sequence[Weights], policy: Policy) -> Co
     changed: list[dict[str, Entry]] = [{} for _ in models]
     for name in reference:
         own = reference.entry(name)
-        if own.carried:
-            continue
         for k, model in enumerate(models):
             other = model.find(name)
-            if model is reference or (other is None and _silent(model)):
+            if model is reference or (other is None and (own.carried or _silent(model))):
                 continue
-            if other is not None and (other.carried or other.expression.shape == own.expression.shape):
+            if other is not None and agree(own, other):
                 continue
             word = policy.word(name)
             if word == "error":
                 continue
             counts[word].append(f"{name} of {model.label}")
-            if word == "base":
+            if word == "base" or own.carried or (other is not None and other.carried):
                 kept.add(name)
             elif word == "skip" or other is None:
                 absent.setdefault(name, set()).add(k)

@@ -7,7 +7,7 @@ import pytest
 from makers import BF16, normal, read_model, same_bytes, write_adapter, write_file, write_model
 
 import merganser as mg
-from merganser.errors import AlgebraError, RequestError
+from merganser.errors import AlgebraError, NonFiniteError, RequestError
 
 NAMES = ("layers.0.attn.w", "layers.0.mlp.w", "layers.1.attn.w", "layers.1.mlp.w", "norm")
 
@@ -265,6 +265,12 @@ def test_dtypes_may_differ_and_the_result_has_the_bases(opened, tmp_path):
     assert same_bytes(read_model(tmp_path / "out")["w"], exact.astype(BF16))
 
 
+def test_a_number_that_the_first_models_precision_cannot_hold_is_an_error(opened, tmp_path):
+    a, b = opened("a", w=normal(3, dtype=np.float16)), opened("b", w=np.array([1e30, 1, 1], BF16))
+    with pytest.raises(NonFiniteError):
+        (0.5 * a + 0.5 * b).save(tmp_path / "out", sync=False)
+
+
 def test_an_unknown_dtype_is_an_error_with_the_nearest(models, tmp_path):
     with pytest.raises(RequestError, match="unknown dtype 'bflot16'; did you mean 'bfloat16'"):
         models[0].save(tmp_path / "out", dtype="bflot16")
@@ -299,16 +305,58 @@ def test_integers_of_an_average_come_from_the_first(opened, tmp_path):
     assert same_bytes(read_model(tmp_path / "out")["ids"], np.arange(5))
 
 
-def test_an_integer_tensor_against_a_float_one_is_an_error(opened):
+@pytest.mark.parametrize("kind", [np.float32, np.float16, BF16])
+@pytest.mark.parametrize("way", ["average", "task vector", "slerp"])
+@pytest.mark.parametrize("first", ["integers", "floats"])
+def test_integers_that_another_model_stores_as_floats_stay_integers(opened, tmp_path, kind, way, first):
+    ids = np.arange(250).reshape(5, 50)
+    whole = opened("whole", w=normal(4), steps=ids)
+    floats = opened("floats", w=normal(4, seed=1), steps=ids.astype(kind))
+    a, b = (whole, floats) if first == "integers" else (floats, whole)
+    made = {
+        "average": lambda: 0.25 * a + 0.75 * b,
+        "task vector": lambda: a + 0.5 * (b - a),
+        "slerp": lambda: mg.slerp(a, b, 0.5),
+    }[way]()
+    made.save(tmp_path / "out", sync=False, dtype="bf16")
+    assert same_bytes(read_model(tmp_path / "out")["steps"], ids)
+
+
+def test_an_integer_tensor_against_a_float_one_of_other_values_is_an_error(opened):
     a, b = opened("a", w=np.arange(4)), opened("b", w=normal(4))
-    with pytest.raises(
-        AlgebraError, match=r"'w' is an integer or bool tensor in 'a' and a float tensor in 'b'"
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(
+            AlgebraError,
+            match=r"'w' is an integer or bool tensor in 'a' and a float tensor in 'b', with other values",
+        ):
+            pair[0] + pair[1]
+    many = np.zeros((300, 300), np.int8)  # codes of a quantized matrix are no buffer
+    with pytest.raises(AlgebraError, match="no small buffer"):
+        opened("c", w=many) + opened("d", w=many.astype(np.float32))
+
+
+def test_constants_are_carried_and_may_be_missing(opened, tmp_path):
+    speeds = np.array([1.0, 0.1, 0.01], np.float32)
+    name = "layers.0.attn.rotary_emb.inv_freq"
+    old = opened("old", {"w": normal(4), name: speeds})
+    new = opened("new", {"w": normal(4, seed=1)})
+    for made, has in (
+        (0.3 * old + 0.7 * new, True),
+        (0.3 * new + 0.7 * old, False),
+        (old + (new - old), True),
     ):
-        a + b
+        made.save(tmp_path / "out", sync=False, overwrite=True, dtype="bf16")
+        found = read_model(tmp_path / "out")
+        assert (name in found) == has
+        assert not has or same_bytes(found[name], speeds)
+    with pytest.raises(AlgebraError, match="is a constant"):
+        old[name] * 2
 
 
 def test_integers_are_never_computed_with(opened):
-    with pytest.raises(AlgebraError, match=r"'w' of 'a' is I64: integer and bool tensors are carried"):
+    with pytest.raises(
+        AlgebraError, match=r"'w' of 'a' is I64: integer and bool tensors and constants are carried"
+    ):
         opened("a", w=np.arange(4))["w"] * 2
 
 

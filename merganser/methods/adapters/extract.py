@@ -148,7 +148,7 @@ def _why_not(vector: Weights, name: str) -> str:
     """Why a tensor is no weight of a linear layer or an embedding, or an empty string."""
     expression = vector[name]
     if expression.carried:
-        return "holds integers"
+        return "holds integers or constants"
     if name in vector.aliases:
         return "is tied to the embedding"
     if len(expression.shape) != 2 or 0 in expression.shape:
