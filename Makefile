@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo zoo zoo-report test lint bench parity clean
+.PHONY: help setup demo zoo zoo-report test nightly lint bench parity clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
@@ -34,6 +34,10 @@ zoo-report: zoo ## Merge the zoo with every method and score it; writes docs/zoo
 
 test: $(STAMP) lint ## Lint, types, layering, and all tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+nightly: $(STAMP) ## The long sweeps that `make test` leaves out, with quantizers installed (about an hour on two cores)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[nightly]"
+	@$(BIN)/python -m pytest -m nightly -n auto --maxprocesses 4
 
 lint: $(STAMP) ## ruff, mypy and the import contract
 	@$(BIN)/ruff check .

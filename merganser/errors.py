@@ -26,6 +26,10 @@ class CheckpointError(MerganserError):
     """A file from outside is malformed, hostile, missing or of a kind that is not read."""
 
 
+class QuantizedError(CheckpointError):
+    """A checkpoint whose tensors are codes was asked to take part in arithmetic."""
+
+
 class AlgebraError(RequestError):
     """An expression over weights that cannot be: names, shapes, dtypes or degree do not fit."""
 

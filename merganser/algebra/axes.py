@@ -28,7 +28,7 @@ from merganser.algebra.rearranged import (
     spread,
     taken,
 )
-from merganser.algebra.weights import Entry, Weights
+from merganser.algebra.weights import Entry, Weights, need_numbers
 from merganser.architectures import Axis, NamedTensor, Reading, get_key, read, with_key
 from merganser.architectures.notation import NORMS
 from merganser.architectures.reading import MOST_COPIES
@@ -48,6 +48,7 @@ def reading_of(weights: Weights) -> Reading:
     """
     if weights.reading is not None:
         return weights.reading
+    need_numbers(weights.checkpoints)
     if any(checkpoint.is_adapter for checkpoint in weights.checkpoints[:1]) and weights.origin is None:
         raise AlgebraError(
             f"{weights.label!r} is a LoRA adapter, a change of a model, and has no axes of its own. Add it to its base "

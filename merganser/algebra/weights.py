@@ -175,6 +175,7 @@ class Weights(Mapping[str, Expression]):
         return self._scaled("mul", -1.0)
 
     def _scaled(self, operation: str, value: Coefficient) -> Weights:
+        need_numbers(self.checkpoints)
         numbers = coefficients(value, self)
         if operation == "div" and (zero := [name for name, number in numbers.items() if number == 0.0]):
             raise AlgebraError(f"division of {self.label!r} by zero (tensor {zero[0]!r})")
@@ -224,6 +225,7 @@ class Weights(Mapping[str, Expression]):
 
         The degree is kept unless given: `map` cannot know what the function means. Integer and bool tensors pass by.
         """
+        need_numbers(self.checkpoints)
 
         def one(name: str, entry: Entry) -> Entry:
             if entry.carried:
@@ -239,6 +241,7 @@ class Weights(Mapping[str, Expression]):
 
     def override(self, other: Weights) -> Weights:
         """These weights with the tensors of `other` in place of those of the same name."""
+        need_numbers((*self.checkpoints, *other.checkpoints))
         unknown = [name for name in other if name not in self._entries]
         if unknown:
             raise AlgebraError(
@@ -288,6 +291,12 @@ class Weights(Mapping[str, Expression]):
 doorway: dict[str, Callable[..., Any]] = {}
 
 
+def need_numbers(checkpoints: Iterable[Checkpoint]) -> None:
+    """Raise `QuantizedError` where one of the checkpoints holds codes, with which nothing can be computed."""
+    for checkpoint in checkpoints:
+        checkpoint.need_numbers()
+
+
 def from_checkpoint(checkpoint: Checkpoint, degree: float | None = None) -> Weights:
     """The lazy weights of an opened checkpoint: degree 1 for a model, 0 for a LoRA adapter or a saved task vector.
 
@@ -319,6 +328,7 @@ def combine_named(
     """`function(name, *expressions)`, otherwise as `combine_all`."""
     parts = list(parts)
     first = parts[0]
+    need_numbers(checkpoint for part in parts for checkpoint in part.checkpoints)
     for part in parts[1:]:
         _need_names(first, part)
     entries = {}
@@ -341,6 +351,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
             return NotImplemented  # type: ignore[no-any-return]
         number = float(b)
         return a.map(lambda _, expression: apply(operation, expression, number))
+    need_numbers((*a.checkpoints, *b.checkpoints))
     named, other, sparse = _roles(operation, a, b)
     if not sparse:
         _need_names(named, other)

@@ -54,6 +54,7 @@ class _Pattern:
 
 def draft(checkpoint: Checkpoint) -> Draft:
     """What can be told of a model's family without knowing it."""
+    checkpoint.need_numbers()
     config = checkpoint.config or {}
     return _Drafter(checkpoint, config).draft()
 

@@ -42,6 +42,7 @@ def infer(checkpoint: Checkpoint) -> Reading:
     Inputs and outputs have fixed places. Raises `RequestError` that says which tensors speak against a plain sequence
     or leave its order open.
     """
+    checkpoint.need_numbers()
     return read_with(checkpoint, _Plain(checkpoint).text(), NAME)
 
 

@@ -252,9 +252,11 @@ class Reading:
 def read(checkpoint: Checkpoint) -> Reading:
     """Read a model through its family's file.
 
-    Raises `RequestError` where there is no config or no file for its model type, `CheckpointError` where a tensor is
+    Raises `RequestError` where there is no config or no file for its model type, `QuantizedError` where the tensors are
+    codes, `CheckpointError` where a tensor is
     not named by the file, is missing, or has a shape that contradicts config.json.
     """
+    checkpoint.need_numbers()
     config = checkpoint.config
     if config is None:
         raise RequestError(

@@ -11,12 +11,14 @@ from typing import Any
 
 from merganser.checkpoint import hub, layout
 from merganser.checkpoint.adapter import AdapterDelta, read_adapter
+from merganser.checkpoint.encodings import Encoding, detect
+from merganser.checkpoint.encodings.detect import CONFIG_FILES
 from merganser.checkpoint.factors import PEFT, FactorFile, find_factors
 from merganser.checkpoint.files import StoredFile
 from merganser.checkpoint.header import read_header
 from merganser.checkpoint.hub import RemoteFile, Repository
 from merganser.checkpoint.tensor import StoredTensor
-from merganser.errors import CheckpointError, RequestError, listing
+from merganser.errors import CheckpointError, QuantizedError, RequestError, listing
 
 TIED_HEADS = {
     "lm_head.weight": (
@@ -63,6 +65,28 @@ class Checkpoint:
         if self.directory is None or not (self.directory / "config.json").exists():
             return None
         return layout.read_json(self.directory / "config.json")
+
+    @cached_property
+    def encoding(self) -> Encoding | None:
+        """How the checkpoint is quantized, or None where its tensors are plain numbers."""
+        if self.is_adapter or self.format == "signs":
+            return None
+        home = self.directory or self.path.parent
+        documents = {name: layout.read_json(home / name) for name in CONFIG_FILES if (home / name).exists()}
+        found = detect(self.tensors, documents, self.metadata)
+        # The config beside a bare file may be that of another: it counts where the file's own tensors may be codes.
+        if found is not None and found.config_only and self.directory is None and self._only_floats:
+            return None
+        return found
+
+    def need_numbers(self) -> None:
+        """Raise `QuantizedError` where the tensors are codes, with which nothing can be computed."""
+        if self.encoding is not None:
+            raise QuantizedError(self.encoding.refusal(self.name))
+
+    @property
+    def _only_floats(self) -> bool:
+        return all(t.dtype.is_float and t.dtype.itemsize > 1 for t in self.tensors.values())
 
     @cached_property
     def companions(self) -> list[Path]:

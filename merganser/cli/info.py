@@ -48,6 +48,8 @@ def command(
         return
     dtypes = ", ".join(f"{name} {count:,}" for name, count in found["dtypes"].items())
     console.say(f"{found['path']}: {found['format']}, {found['parameters']:,} parameters ({dtypes})")
+    if found["quantized"]:
+        console.say(f"  quantized: {found['quantized']['format']} ({found['quantized']['told_by']})")
     for key, value in found["config"].items():
         console.say(f"  {key}: {value}")
     if checkpoint.factors is not None:
@@ -101,6 +103,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "tensors": len(checkpoint.tensors) or 2 * len(deltas),
         "parameters": sum(dtypes.values()),
         "dtypes": dtypes,
+        "quantized": None
+        if checkpoint.encoding is None
+        else {"format": checkpoint.encoding.name, "told_by": checkpoint.encoding.told_by},
         "config": {key: config[key] for key in _CONFIG_KEYS if key in config},
         "groups": [
             {

@@ -19,6 +19,7 @@ from merganser.algebra import Expression, Leaf, Weights
 from merganser.algebra.computed import Whole
 from merganser.algebra.expression import Load, walk
 from merganser.algebra.rearranged import Product
+from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import Checkpoint, parse_dtype
 from merganser.checkpoint.digest import CHUNK, content_digest, digest_file, digest_tensor, tensor_digest
 from merganser.checkpoint.dtypes import F32, F64
@@ -150,6 +151,7 @@ def compute(
 ) -> np.ndarray[Any, Any]:
     """One tensor in memory: f32, or f64 where a parent is F64; integer and bool tensors and constants as stored."""
     expression = weights[name]
+    need_numbers(weights.checkpoints)
     if isinstance(expression, Leaf) and expression.carried:
         return expression.tensor.numpy()
     if isinstance(expression, Load) and expression.carried:
@@ -429,15 +431,20 @@ def _companions(origin: Checkpoint | None, changed: Mapping[str, bytes | None]) 
 
 
 def _config(plan: Plan, content: bytes) -> bytes:
-    """config.json with the dtype that most of the result's float bytes have."""
+    """config.json with the dtype that most of the result's float bytes have.
+
+    Float8 is a way of storing, which no loader computes in: the config keeps the dtype that it has.
+    """
     sizes: dict[str, int] = {}
     for output in plan.outputs:
         if output.dtype.is_float:
             sizes[output.dtype.torch_name] = sizes.get(output.dtype.torch_name, 0) + output.nbytes
-    config = json.loads(content)
-    if not sizes:
+    if not sizes or (plan.origin is not None and plan.origin.encoding is not None):
         return content
     main = max(sizes, key=lambda name: sizes[name])
+    if parse_dtype(main).itemsize == 1:
+        return content
+    config = json.loads(content)
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
     if all(config.get(key) == main for key in keys):
         return content

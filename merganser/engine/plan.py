@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from merganser.algebra import Expression, Leaf, LowRank, Weights
 from merganser.algebra.computed import ByRows, ColumnSums, Derived, Whole, function_name
 from merganser.algebra.expression import Apply, Constant, Draw, Load, Reduce, Round
 from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
+from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import Checkpoint, DType, StoredFile, StoredTensor
 from merganser.checkpoint.dtypes import F32, F64
 from merganser.engine.program import Bindings, Program, build
@@ -205,6 +206,7 @@ def plan_weights(
 
     Raises `AlgebraError` where the degree is wrong or tensors are missing.
     """
+    _check_codes(weights, dtype)
     _check_degree(weights, degree)
     _check_coverage(weights, partial)
     outputs = []
@@ -227,15 +229,17 @@ def plan_weights(
         _unused(weights.checkpoints, stages),
         _forms(outputs),
         changed_files(weights),
-        (*weights.notes, *_precision_note(weights, dtype, precisions)),
+        (*weights.notes, *_precision_note(weights, dtype, precisions), *_float8_note(outputs)),
         weights.stem,
     )
 
 
 def plan_scalars(targets: Mapping[str, Sequence[Expression]], checkpoints: Iterable[Checkpoint]) -> Plan:
     """The plan that computes scalar expressions (norms, counts, dot products) and writes nothing."""
+    checkpoints = tuple(checkpoints)
+    need_numbers(checkpoints)
     stages = _stages([(name, None, tuple(expressions)) for name, expressions in targets.items()])
-    return Plan(stages, (), tuple(checkpoints), None, {}, {}, {})
+    return Plan(stages, (), checkpoints, None, {}, {}, {})
 
 
 def changed_files(weights: Weights) -> dict[str, bytes | None]:
@@ -248,6 +252,22 @@ def changed_files(weights: Weights) -> dict[str, bytes | None]:
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_codes(weights: Weights, dtype: DType | None) -> None:
+    """A quantized checkpoint is carried whole, every tensor as it is under its own name, or not at all."""
+    parents = [*weights.checkpoints, *([weights.origin] if weights.origin is not None else [])]
+    coded = next((checkpoint for checkpoint in parents if checkpoint.encoding is not None), None)
+    if coded is None:
+        return
+    carried = weights.keys() == coded.tensors.keys() and all(
+        isinstance(leaf := weights[name], Leaf) and leaf.tensor is tensor
+        for name, tensor in coded.tensors.items()
+    )
+    if not carried or (
+        dtype is not None and any(t.dtype.is_float and t.dtype != dtype for t in coded.tensors.values())
+    ):
+        coded.need_numbers()
 
 
 def _check_degree(weights: Weights, degree: float) -> None:
@@ -312,6 +332,17 @@ def _output_dtype(weights: Weights, name: str, dtype: DType | None, precisions: 
     if weights.origin is not None and (dtype := _main_dtype(weights.origin)) is not None:
         return dtype
     raise AlgebraError(f"tensor {name!r} depends on no stored tensor, so its dtype is not known; pass dtype=")
+
+
+def _float8_note(outputs: Iterable[Output]) -> Iterator[Mapping[str, Any]]:
+    """What a result opens in whose numbers were rounded to float8."""
+    made = next((o.dtype for o in outputs if o.dtype.name.startswith("F8") and not o.is_copy), None)
+    if made is not None:
+        yield {
+            "step": f"dtype {made.torch_name}",
+            "opens in": "transformers and diffusers, which convert it on loading",
+            "is not": "FP8 with scales, as quant_method fp8 reads it",
+        }
 
 
 def _main_dtype(checkpoint: Checkpoint) -> DType | None:

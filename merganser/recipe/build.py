@@ -10,6 +10,7 @@ from merganser._facade import open as open_weights
 from merganser.algebra import Weights, axes
 from merganser.algebra.expression import Apply, Constant, Expression, Round
 from merganser.algebra.operations import OPERATIONS
+from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
 from merganser.methods import Parameter
@@ -151,6 +152,8 @@ class _Merge:
     def weights(self) -> Weights:
         recipe = self.recipe
         self.opened = [self.kitchen.open(model, recipe) for model in recipe.models]
+        if len(self.opened) > 1 or recipe.steps:
+            need_numbers(checkpoint for weights in self.opened for checkpoint in weights.checkpoints)
         if recipe.dtype == "float64":
             self.opened = [_widened(weights) for weights in self.opened]
         simple = all(not part.sliced for part in recipe.parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.algebra import Weights
-from merganser.algebra.weights import from_checkpoint
+from merganser.algebra.weights import from_checkpoint, need_numbers
 from merganser.checkpoint import open_checkpoint
 from merganser.checkpoint.digest import identity
 from merganser.engine import small_files
@@ -37,8 +37,8 @@ class Source:
 def read_source(source: str | Path | Weights, kind: Kind | None, label: str | None) -> Source:
     """Read a model directory or lazy weights; `kind` stands above what the config says.
 
-    Raises `RequestError` for adapters and where there is no config, `CheckpointError` where transformers does not know
-    the config.
+    Raises `RequestError` for adapters and where there is no config, `QuantizedError` for codes, `CheckpointError` where
+    transformers does not know the config.
     """
     if isinstance(source, Weights):
         weights, name, mark = source, label or source.label, None
@@ -48,6 +48,7 @@ def read_source(source: str | Path | Weights, kind: Kind | None, label: str | No
         if checkpoint.is_adapter:
             raise RequestError(f"{source}: is a LoRA adapter; merge it into its base first (method: linear)")
         weights, mark = from_checkpoint(checkpoint), identity(checkpoint.tensors)
+    need_numbers(weights.checkpoints)
     files = small_files(weights)
     if "config.json" not in files:
         raise RequestError(f"{name}: has no config.json, so nothing says how to run it")
