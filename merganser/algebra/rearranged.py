@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser.algebra.expression import Apply, Expression, Load, Round
+from merganser.algebra.expression import Apply, Expression, Leaf, Load, Round
 from merganser.checkpoint import DType
 from merganser.checkpoint.dtypes import F32, F64, I64
 from merganser.errors import AlgebraError
@@ -246,6 +246,15 @@ class Reshaped(Load):
 
 def _dtype(node: Expression) -> DType:
     if isinstance(node, Load):
+        if node.dtype.packed:
+            what = (
+                f"tensor {node.tensor.name!r} of {node.tensor.parent!r}"
+                if isinstance(node, Leaf)
+                else "a tensor"
+            )
+            raise AlgebraError(
+                f"{what} is {node.dtype}, whose elements share bytes: it is carried whole, and nothing takes it apart"
+            )
         return node.dtype
     return F64 if node.wide else F32
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number, apply, walk
-from merganser.algebra.live import onto
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
 from merganser.checkpoint import Checkpoint
+from merganser.checkpoint.tensor import same_content
 from merganser.errors import AlgebraError, did_you_mean, listing
 
 if TYPE_CHECKING:
@@ -354,8 +354,6 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         return a.map(lambda _, expression: apply(operation, expression, number))
     need_numbers((*a.checkpoints, *b.checkpoints))
     named, other, sparse = _roles(operation, a, b)
-    if sparse and (settled := onto(named, other)) is not other:
-        a, b, other = (settled, b, settled) if other is a else (a, settled, settled)
     if not sparse:
         _need_names(named, other)
     elif not _is_vector(named):
@@ -452,13 +450,9 @@ def _need_names(named: Weights, other: Weights) -> None:
 def _refuse_names(named: Weights, vector: Weights) -> None:
     extra = [name for name in vector if name not in named._entries]
     if extra:
-        adapter = any(checkpoint.is_adapter for checkpoint in vector.checkpoints)
-        remedy = (
-            ". If it was made on this model, merge it there in PEFT (merge_and_unload) and open the result"
-        )
         raise AlgebraError(
             f"{vector.label!r} changes {len(extra)} tensors that {named.label!r} does not have: {listing(extra)}"
-            f"{did_you_mean(extra[0], named._entries)}{remedy if adapter else ''}"
+            f"{did_you_mean(extra[0], named._entries)}"
         )
 
 
@@ -480,7 +474,9 @@ def _carried(name: str, held: Sequence[tuple[Weights, Entry]]) -> Entry:
         if entry is kept or entry.expression.is_scalar:
             continue
         _same_shape(name, home, weights, kept.expression, entry.expression)
-        if not entry.carried and (why := _other_values(kept.expression, entry.expression)):
+        if entry.carried:
+            _same_bits(name, home, weights, kept.expression, entry.expression)
+        elif why := _other_values(kept.expression, entry.expression):
             raise AlgebraError(
                 f"tensor {name!r} is an integer or bool tensor in {home.label!r} and a float tensor in "
                 f"{weights.label!r}, {why}"
@@ -515,6 +511,21 @@ def _other_values(whole: Expression, floats: Expression) -> str | None:
         if found.shape != values.shape or not np.array_equal(values.astype(found.dtype), found):
             return "with other values"
     return None
+
+
+def _same_bits(name: str, a: Weights, b: Weights, x: Expression, y: Expression) -> None:
+    """Elements of a type that is not computed with may be carried where both have the very same ones."""
+    if not (isinstance(x, Leaf) and isinstance(y, Leaf)) or x.tensor is y.tensor:
+        return
+    types = x.tensor.dtype, y.tensor.dtype
+    if not any(dtype.opaque for dtype in types) or same_content(x.tensor, y.tensor):
+        return
+    found = f"{types[0]}" if types[0] == types[1] else f"{types[0]} and {types[1]}"
+    raise AlgebraError(
+        f"tensor {name!r} is {found} and differs between {a.label!r} and {b.label!r}: no arithmetic is done with that "
+        "type, so the two cannot be combined. Convert the tensor in both (torch: tensor.to(torch.float32)) and save "
+        "them again"
+    )
 
 
 def _same_shape(name: str, a: Weights, b: Weights, x: Expression, y: Expression) -> None:

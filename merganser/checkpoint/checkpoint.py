@@ -11,12 +11,14 @@ from typing import Any
 
 from merganser.checkpoint import hub, layout
 from merganser.checkpoint.adapter import AdapterDelta, read_adapter
+from merganser.checkpoint.directory import check_alone, choose
 from merganser.checkpoint.encodings import Encoding, detect
 from merganser.checkpoint.encodings.detect import CONFIG_FILES
 from merganser.checkpoint.factors import PEFT, FactorFile, find_factors
 from merganser.checkpoint.files import StoredFile
 from merganser.checkpoint.header import read_header
 from merganser.checkpoint.hub import RemoteFile, Repository
+from merganser.checkpoint.names import is_index
 from merganser.checkpoint.tensor import StoredTensor
 from merganser.errors import CheckpointError, QuantizedError, RequestError, listing
 
@@ -180,7 +182,7 @@ def open_checkpoint(
     name = name or (layout.hub_name(found) or "").split("@")[0].rpartition("/")[2] or found.resolve().name
     if found.is_dir():
         return _open_directory(found, name, allow_pickle)
-    if found.name.endswith(layout.INDEX_SUFFIX):
+    if is_index(found.name):
         return _open_index(found, found.parent, name, allow_pickle)
     if found.suffix == ".safetensors":
         return _as_adapter(_open_safetensors([found], found, name), allow_pickle)
@@ -265,6 +267,7 @@ def _remote_file(found: Repository, shard: str) -> StoredFile:
 
 def _open_directory(directory: Path, name: str, allow_pickle: bool) -> Checkpoint:
     if (directory / layout.ADAPTER_CONFIG).exists():
+        check_alone(directory, layout.ADAPTER_CONFIG)
         deltas, files = read_adapter(directory, name, allow_pickle=allow_pickle)
         return Checkpoint(name, directory, {}, files, deltas=deltas, format="peft")
     if (directory / layout.SIGNS_NAME).exists():
@@ -272,33 +275,14 @@ def _open_directory(directory: Path, name: str, allow_pickle: bool) -> Checkpoin
 
         file, tensors, others = read_signs(directory, name)
         return Checkpoint(name, directory, tensors, (file, *others), format="signs")
-    index = layout.find_index(directory, layout.SAFETENSORS_NAMES)
-    single = [directory / n for n in layout.SAFETENSORS_NAMES if (directory / n).exists()]
-    if index is not None and single:
-        raise CheckpointError(
-            f"{directory}: holds both {index.name} and {single[0].name}; it is not clear which is the model. "
-            "Remove the stale one or open the file itself"
-        )
-    if index is not None:
-        return _open_index(index, directory, name, allow_pickle)
-    if single:
-        layout.refuse_link_out(single[0])
-        return _open_safetensors(single[:1], directory, name)
-    bare = sorted(p for p in directory.glob("*.safetensors") if not p.name.startswith("."))
-    if bare:
-        for path in bare:
-            layout.refuse_link_out(path)
-        return _open_safetensors(bare, directory, name)
-    index = layout.find_index(directory, layout.PICKLE_NAMES)
-    if index is not None:
-        return _open_index(index, directory, name, allow_pickle)
-    pickles = [directory / n for n in layout.PICKLE_NAMES if (directory / n).exists()]
-    pickles = pickles or sorted(p for s in (".bin", ".pt", ".pth") for p in directory.glob(f"*{s}"))
-    pickles = [p for p in pickles if p.name != "training_args.bin"]
-    if pickles:
-        return _open_pickles(pickles[:1] if len(pickles) == 1 else pickles, directory, name, allow_pickle)
-    inside = listing(sorted(p.name for p in directory.iterdir())) or "nothing"
-    raise RequestError(f"{directory}: holds no weights (found {inside})")
+    chosen = choose(directory)
+    if chosen.index is not None:
+        return _open_index(chosen.index, directory, name, allow_pickle)
+    if chosen.pickled:
+        return _open_pickles(list(chosen.files), directory, name, allow_pickle)
+    for path in chosen.files:
+        layout.refuse_link_out(path)
+    return _open_safetensors(list(chosen.files), directory, name)
 
 
 def _open_index(index: Path, path: Path, name: str, allow_pickle: bool) -> Checkpoint:
@@ -329,6 +313,10 @@ def _open_safetensors(paths: list[Path], path: Path, name: str) -> Checkpoint:
         _add_shard(tensors, found, file)
         metadata.update(told)
         files.append(file)
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: holds no tensors: nothing but a header is in it. Save the weights again, or leave this one out"
+        )
     return Checkpoint(name, path, tensors, tuple(files), metadata)
 
 
@@ -353,7 +341,9 @@ def _open_pickles(paths: list[Path], path: Path, name: str, allow_pickle: bool) 
 def _add_shard(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor], file: StoredFile) -> None:
     for name, tensor in found.items():
         if name in tensors:
+            both = tensors[name].file.path, file.path
             raise CheckpointError(
-                f"tensor {name!r} is in two files, {tensors[name].file.path} and {file.path}"
+                f"tensor {name!r} is in two files, {both[0]} and {both[1]}: they are two models, or two copies of one. "
+                f"Give the path of the one that is meant ({both[0]}), or put each into a directory of its own"
             )
         tensors[name] = tensor

@@ -24,9 +24,9 @@ SAMPLE = 256
 ALGORITHM = "xxh3-128/chunks-of-262144-elements"
 
 
-def chunk_digests(raw: memoryview, itemsize: int) -> list[bytes]:
+def chunk_digests(raw: memoryview, dtype: DType) -> list[bytes]:
     """The digests of the chunks of a run of elements that starts at a multiple of CHUNK."""
-    step = CHUNK * itemsize
+    step = dtype.nbytes(CHUNK)
     return [xxhash.xxh3_128_digest(raw[at : at + step]) for at in range(0, len(raw), step)]
 
 
@@ -47,11 +47,11 @@ def digest_tensor(tensor: StoredTensor) -> str:
     """Read a tensor and digest it, a few chunks in memory at a time."""
     chunks: list[bytes] = []
     step = 4 * CHUNK
-    buffer = memoryview(bytearray(min(tensor.size, step) * tensor.dtype.itemsize))
+    buffer = memoryview(bytearray(tensor.dtype.nbytes(min(tensor.size, step))))
     for start in range(0, tensor.size, step):
-        part = buffer[: min(step, tensor.size - start) * tensor.dtype.itemsize]
+        part = buffer[: tensor.dtype.nbytes(min(step, tensor.size - start))]
         tensor.read_into(part, start)
-        chunks += chunk_digests(part, tensor.dtype.itemsize)
+        chunks += chunk_digests(part, tensor.dtype)
     return tensor_digest(tensor.dtype, tensor.shape, chunks)
 
 

@@ -96,3 +96,27 @@ class StoredFile:
 
 def _identity(stat: os.stat_result) -> FileIdentity:
     return FileIdentity(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def foreign(start: bytes) -> str | None:
+    """What a file is by its first bytes, where it is plainly something else than weights or JSON, and the way out."""
+    text = bytes(start[:512]).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "is a git-lfs pointer, a few lines that stand for the file: fetch it with `git lfs pull` in the clone, or "
+            "download the model again"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not the file: what was saved is an error or a log-in page. Download it again"
+    return None
+
+
+def other_weights(start: bytes) -> str | None:
+    """As `foreign`, for weights in a form other than safetensors."""
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+        return "is a torch file (a pickle) under this name: call it .bin and open it with --allow-pickle"
+    if start.startswith(b"GGUF"):
+        return "is a GGUF file under this name, a form that is not read; open the model that it was made of"
+    if start.startswith(b"\x89HDF"):
+        return "is an HDF5 file under this name, a form that is not read; save the model as safetensors"
+    return None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from merganser.checkpoint.dtypes import ALL, BY_NAME, DType
-from merganser.checkpoint.files import StoredFile
+from merganser.checkpoint.files import StoredFile, foreign, other_weights
 from merganser.checkpoint.tensor import StoredTensor
 from merganser.errors import CheckpointError, did_you_mean
 
@@ -35,13 +35,22 @@ def read_header(file: StoredFile, parent: str) -> tuple[dict[str, StoredTensor],
     def bad(what: str) -> CheckpointError:
         return CheckpointError(f"{file.path}: not a valid safetensors file: {what}")
 
+    again = "the file was cut short: download or copy it again"
+    if not file.size:
+        raise bad("it is empty; download or copy it again")
+    start = bytes(file.read(0, min(file.size, 512)))
+    what = None if start[8:9] == b"{" else foreign(start) or other_weights(start)
+    if what is not None:
+        raise CheckpointError(f"{file.path}: {what}")
     if file.size < 8:
-        raise bad(f"{file.size} bytes are too few for a header")
-    (length,) = struct.unpack("<Q", file.read(0, 8))
+        raise bad(f"{file.size} bytes are too few for a header; {again}")
+    (length,) = struct.unpack("<Q", start[:8])
     if length > MAX_HEADER_BYTES:
         raise bad(f"the header claims {length:,} bytes, above the cap of {MAX_HEADER_BYTES:,}")
     if 8 + length > file.size:
-        raise bad(f"the header claims {length:,} bytes but the file has {file.size - 8:,} after the length")
+        raise bad(
+            f"the header claims {length:,} bytes but the file has {file.size - 8:,} after the length; {again}"
+        )
     raw = file.read(8, length)
     if raw[:1] != b"{":
         raise bad("the header does not start with '{'")
@@ -95,17 +104,21 @@ def _entry(name: str, entry: Any, data_size: int, bad: Any) -> tuple[DType, tupl
             f"{where} has shape {reprlib.repr(shape)[:80]}, not a list of at most {MAX_DIMENSIONS} sizes"
         )
     size = math.prod(shape)
-    if size * dtype.itemsize > MAX_ELEMENTS:
+    nbytes = dtype.nbytes(size)
+    if nbytes > MAX_ELEMENTS:
         raise bad(f"{where} of shape {shape} overflows")
     offsets = entry["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
         raise bad(f"{where} has data_offsets {reprlib.repr(offsets)[:80]}, not two sizes")
     begin, end = offsets
     if begin > end or end > data_size:
-        raise bad(f"{where} lies at bytes {begin:,} to {end:,} of {data_size:,} bytes of data")
-    if end - begin != size * dtype.itemsize:
+        cut = "; if the file was cut short, download or copy it again" if begin <= end else ""
+        raise bad(f"{where} lies at bytes {begin:,} to {end:,} of {data_size:,} bytes of data{cut}")
+    if size * dtype.bits % 8:
+        raise bad(f"{where} of shape {shape} and dtype {dtype} does not fill its last byte")
+    if end - begin != nbytes:
         raise bad(
-            f"{where} of shape {shape} and dtype {dtype} needs {size * dtype.itemsize:,} bytes "
+            f"{where} of shape {shape} and dtype {dtype} needs {nbytes:,} bytes "
             f"but its offsets span {end - begin:,}"
         )
     return dtype, tuple(shape), begin, end
@@ -116,7 +129,7 @@ def write_header(entries: Iterable[tuple[str, DType, tuple[int, ...]]], metadata
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in entries:
-        end = position + math.prod(shape) * dtype.itemsize
+        end = position + dtype.nbytes(math.prod(shape))
         header[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

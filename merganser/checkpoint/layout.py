@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoint.files import foreign
 from merganser.checkpoint.header import parse_json
+from merganser.checkpoint.names import is_index
 from merganser.errors import CheckpointError, RequestError, listing
 
 MAX_JSON_FILE_BYTES = 100_000_000
@@ -68,7 +70,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_FILE_BYTES:
             raise CheckpointError(f"{path}: larger than the cap of {MAX_JSON_FILE_BYTES:,} bytes")
-        return parse_json(path.read_bytes())
+        raw = path.read_bytes()
+        if (what := foreign(raw[:512])) is not None:
+            raise CheckpointError(f"{path}: {what}")
+        return parse_json(raw)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -80,7 +85,9 @@ def resolve_inside(directory: Path, name: str, told_by: Path) -> Path:
     _check_plain(name, told_by)
     path = directory / name
     if not path.exists():
-        raise CheckpointError(f"{told_by}: names the file {name!r}, which is missing")
+        raise CheckpointError(
+            f"{told_by}: names the file {name!r}, which is missing; download or copy the model again"
+        )
     refuse_link_out(path)
     if not path.is_file():
         raise CheckpointError(f"{told_by}: names {name!r}, which is not a regular file")
@@ -115,7 +122,10 @@ def refuse_link_out(path: Path) -> None:
         if above.name == "snapshots" and target.parent == (above.parent / "blobs").resolve():
             return
     raise CheckpointError(
-        f"{path}: is a link that leads out of its directory, to {target}; it is not followed"
+        f"{path}: is a link that leads out of its directory, to {target}; it is not followed, since a model from "
+        "elsewhere could have any of your files read so. If the link is yours, open the file itself "
+        f"({target}), or put it in the link's place: `ln -f {target} {path}` takes no room on the same disk, "
+        f"`cp --remove-destination {target} {path}` works on any"
     )
 
 
@@ -168,7 +178,7 @@ def companion_files(directory: Path) -> list[Path]:
 
 def _travels(path: Path) -> bool:
     name = path.name
-    if name.startswith(".") or name.endswith(INDEX_SUFFIX) or name in (MANIFEST_NAME, SIGNS_NAME):
+    if name.startswith(".") or is_index(name) or name in (MANIFEST_NAME, SIGNS_NAME):
         return False
     if path.suffix in WEIGHT_SUFFIXES or name.lower().startswith("readme"):
         return False

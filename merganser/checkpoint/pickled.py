@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
-from merganser.checkpoint.dtypes import ALL, BY_TORCH_NAME, DType
-from merganser.checkpoint.files import StoredFile
+from merganser.checkpoint.dtypes import BY_TORCH_NAME, DType
+from merganser.checkpoint.files import StoredFile, foreign
 from merganser.checkpoint.header import MAX_DIMENSIONS, MAX_ELEMENTS, name_fault
 from merganser.checkpoint.tensor import StoredTensor
 from merganser.errors import CheckpointError, listing
@@ -57,7 +57,12 @@ def read_pickled(file: StoredFile, parent: str) -> dict[str, StoredTensor]:
 
     Raises `CheckpointError` that names the file, and the tensor or the refused global where one is at fault.
     """
-    start = bytes(file.read(0, min(4, file.size)))
+    if not file.size:
+        raise CheckpointError(f"{file.path}: not a torch checkpoint: it is empty; download or copy it again")
+    first = bytes(file.read(0, min(512, file.size)))
+    if (what := foreign(first)) is not None:
+        raise CheckpointError(f"{file.path}: {what}")
+    start = first[:4]
     if start == b"PK\x03\x04":
         root, locate = _open_zip(file)
     elif start[:1] == b"\x80":
@@ -218,7 +223,7 @@ def _place(name: str, rebuild: _Rebuild, locate: Locate, file: StoredFile, paren
     if dtype.torch_name not in BY_TORCH_NAME:
         raise bad(
             f"has dtype {dtype.torch_name}, which is not read; convert it with torch "
-            f"(read: {', '.join(d.torch_name for d in ALL)})"
+            f"(read: {', '.join(BY_TORCH_NAME)})"
         )
     if not _is_sizes(shape) or not _is_sizes(stride) or len(shape) != len(stride) or not _is_size(offset):
         raise bad(
@@ -467,16 +472,12 @@ _UNREAD = {
     name: DType(name, name, size, False)
     for name, size in {
         "complex32": 4,
-        "complex64": 8,
         "complex128": 16,
         "qint8": 1,
         "quint8": 1,
         "qint32": 4,
         "quint4x2": 1,
         "quint2x4": 1,
-        "float8_e4m3fnuz": 1,
-        "float8_e5m2fnuz": 1,
-        "float8_e8m0fnu": 1,
         "float4_e2m1fn_x2": 1,
     }.items()
 }

@@ -193,7 +193,7 @@ def _in_memory(
     raw = {name: result.reshape(-1).view(np.uint8).data for name, result in results.items()}
 
     def write(output: Output, start: int, data: memoryview) -> None:
-        at = start * output.dtype.itemsize
+        at = output.dtype.nbytes(start)
         raw[output.name][at : at + len(data)] = data
 
     share = budget(plan, memory, threads)

@@ -50,7 +50,7 @@ class Output:
     @property
     def nbytes(self) -> int:
         """Number of bytes in the file."""
-        return self.size * self.dtype.itemsize
+        return self.dtype.nbytes(self.size)
 
     @property
     def copied_from(self) -> StoredTensor | None:
@@ -410,7 +410,7 @@ def _load_bytes(load: Expression) -> int:
     if isinstance(load, LowRank):
         return load.delta.left.nbytes + load.delta.right.nbytes
     if isinstance(load, Taken):
-        return load.size * load.dtype.itemsize
+        return load.dtype.nbytes(load.size)
     return sum(leaf.tensor.nbytes for leaf in _leaves(load) if isinstance(leaf, Leaf))
 
 

@@ -175,18 +175,18 @@ class StepRun:
         moved = 0
         pointers = []
         for slot, load in enumerate(self.bindings.loads):
-            nbytes = count * load.dtype.itemsize
+            nbytes = load.dtype.nbytes(count)
             buffer = buffers.take(slot, nbytes)
             view = buffer[:nbytes].data
             self.sources[load.identity].read(view, start)
             moved += nbytes
             if slot in self.digest_slots:
-                self.digests[slot][index] = chunk_digests(view, load.dtype.itemsize)
+                self.digests[slot][index] = chunk_digests(view, load.dtype)
             pointers.append(buffer.ctypes.data)
         output = self.step.output
         result = None
         if output is not None:
-            nbytes = count * output.dtype.itemsize
+            nbytes = output.dtype.nbytes(count)
             result = buffers.take(0 if output.is_copy else "out", nbytes)[:nbytes]
         if self.program is not None:
             self._call(self.program, start, count, worker, pointers, result)
@@ -196,7 +196,7 @@ class StepRun:
             known = (
                 self.digests[0].get(index) if output.copied_from is not None and 0 in self.digests else None
             )
-            self.output_digests[index] = known or chunk_digests(view, output.dtype.itemsize)
+            self.output_digests[index] = known or chunk_digests(view, output.dtype)
             assert self.write is not None
             self.write(output, start, view)
             moved += len(view)

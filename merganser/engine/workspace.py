@@ -132,7 +132,7 @@ class Workspace:
     def write(self, output: Output, start: int, data: memoryview) -> None:
         """Put elements from flat index `start` on at their final place. Called from any thread."""
         descriptor, offset = self._places[output.name]
-        position = offset + start * output.dtype.itemsize
+        position = offset + output.dtype.nbytes(start)
         with naming(self.out):
             while data:
                 written = os.pwrite(descriptor, data, position)

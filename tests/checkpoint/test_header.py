@@ -21,6 +21,8 @@ from merganser.checkpoint.files import StoredFile
 from merganser.checkpoint.header import MAX_DIMENSIONS, MAX_HEADER_BYTES, read_header, write_header
 from merganser.errors import CheckpointError
 
+NOT_NUMPYS = {"BF16", "F4"} | {d.name for d in ALL if d.name.startswith(("F8", "F6"))}
+"""Types that NumPy has no name for."""
 SHAPES = [(), (0,), (1,), (7,), (3, 4), (2, 0, 3), (2, 3, 1, 5)]
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -34,7 +36,7 @@ def some_array(dtype: Any, shape: tuple[int, ...], seed: int = 0) -> Any:
     return np.frombuffer(raw, numpy).reshape(shape)
 
 
-@pytest.mark.parametrize("dtype", [d for d in ALL if d not in (BF16, F8_E4M3, F8_E5M2)], ids=repr)
+@pytest.mark.parametrize("dtype", [d for d in ALL if d.name not in NOT_NUMPYS], ids=repr)
 def test_reads_what_the_reference_writes(tmp_path: Path, dtype: Any) -> None:
     arrays = {f"t{i}": some_array(dtype, shape, i) for i, shape in enumerate(SHAPES)}
     path = tmp_path / "model.safetensors"
@@ -64,7 +66,12 @@ def test_reads_what_the_reference_writes_from_torch(tmp_path: Path) -> None:
 
 
 def test_the_reference_reads_what_is_written(tmp_path: Path) -> None:
-    arrays = {f"{d}.{i}": (d, some_array(d, shape, i)) for d in ALL for i, shape in enumerate(SHAPES)}
+    arrays = {
+        f"{d}.{i}": (d, some_array(d, shape, i))
+        for d in ALL
+        if not d.packed
+        for i, shape in enumerate(SHAPES)
+    }
     header = write_header(
         [(n, d, a.shape) for n, (d, a) in arrays.items()], {"note": 'quo"te\n', "é": "日本"}
     )

@@ -23,7 +23,7 @@ from merganser.errors import CheckpointError, RequestError
 
 
 def torch_dtypes(torch: Any) -> list[Any]:
-    return [getattr(torch, dtype.torch_name) for dtype in ALL]
+    return [getattr(torch, dtype.torch_name) for dtype in ALL if not dtype.packed]
 
 
 def some_bits(torch: Any, dtype: Any, *shape: int) -> Any:
@@ -141,9 +141,9 @@ def test_training_checkpoint(tmp_path: Path, key: str, zipped: bool, protocol: i
 def test_dtypes_that_are_not_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pt"
-    torch.save({"a": torch.ones(2), "w": torch.ones(2, dtype=torch.complex64)}, path)
+    torch.save({"a": torch.ones(2), "w": torch.ones(2, dtype=torch.complex128)}, path)
     with pytest.raises(
-        CheckpointError, match=r"model\.pt: tensor 'w' has dtype complex64, which is not read"
+        CheckpointError, match=r"model\.pt: tensor 'w' has dtype complex128, which is not read"
     ):
         open_checkpoint(path, allow_pickle=True)
     torch.save({"q": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path)
@@ -411,8 +411,8 @@ DAG = pickle.EMPTY_LIST + b"".join(
         ({"\x9b2J": tensor()}, "control characters"),
         ({Raw(pickle.BINUNICODE + struct.pack("<I", 3) + b"\xed\xa0\x80"): tensor()}, "control characters"),
         (
-            {"w": tensor(storage(kind=Global("torch", "ComplexFloatStorage"), size=3))},
-            "'w' has dtype complex64",
+            {"w": tensor(storage(kind=Global("torch", "ComplexDoubleStorage"), size=3))},
+            "'w' has dtype complex128",
         ),
         ({"w": tensor(storage(kind=Global("torch.storage", "UntypedStorage")))}, "'w' has no dtype"),
         (
