@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from merganser.architectures.loader import Loader, parse_loaders
 from merganser.architectures.notation import (
     NORMS,
     Dimension,
@@ -23,7 +24,7 @@ from merganser.errors import RequestError, did_you_mean
 
 KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
-    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived",
+    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "loaders",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BRACKETS = 2000
@@ -119,6 +120,12 @@ class Family:
     derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Config keys that the loader makes anew when left out, as they must be once there are more or fewer copies."""
     same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    loaders: Mapping[str, Loader] = field(default_factory=dict)
+    """What the stock loaders of its model types take for granted, where a step goes from one type to another."""
+
+    def loader(self, config: Mapping[str, Any]) -> Loader | None:
+        """What is known of the stock loader of a model with this config."""
+        return self.loaders.get(str(config.get("model_type")))
 
     @cached_property
     def by_module(self) -> dict[str, list[TensorSpec]]:
@@ -241,6 +248,7 @@ def parse_family(text: str, place: str) -> Family:
         numbers=dict(raw.get("numbers", {})),
         derived={str(index): tuple(keys) for index, keys in raw.get("derived", {}).items()},
         same=_same(raw.get("same", {}), place),
+        loaders=parse_loaders(raw.get("loaders", {}), [str(kind) for kind in raw["model_types"]], place),
     )
     _check(family, place)
     return family

@@ -177,6 +177,10 @@ class Reading:
                 )
         return config
 
+    def said(self) -> dict[str, int]:
+        """What the config's keys of sizes are for the axes as they are, whether or not config.json has them."""
+        return self._wanted({name: self._common(name) for name in (*self.family.indices, *self.family.axes)})
+
     def check_presence(self, config: Mapping[str, Any], refused: Any) -> None:
         """Whether tensors that only some copies have are there in those and in no other."""
         for name, named in self.tensors.items():
@@ -347,9 +351,14 @@ def _named(family: Family, name: str, prefix: str) -> NamedTensor | None:
 def _sizes(family: Family, config: Mapping[str, Any], source: str) -> dict[str, int]:
     """The size of every axis and the count of every index, by the config."""
     sizes: dict[str, int] = {}
+    loader = family.loader(config)
 
     def looked_up(name: str) -> Any:
-        return sizes[name] if name in sizes else _get(config, name)
+        if name in sizes:
+            return sizes[name]
+        if loader is not None and name not in config and name in loader.defaults:
+            return loader.defaults[name]
+        return _get(config, name)
 
     for spec in (*family.indices.values(), *family.axes.values()):
         try:

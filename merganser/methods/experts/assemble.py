@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,11 +14,12 @@ from merganser.algebra import Entry, Expression, Weights
 from merganser.algebra.axes import reading_of
 from merganser.algebra.rearranged import Array, joined
 from merganser.architectures import Axis, Family, NamedTensor, Reading, family_of, parse_family
+from merganser.architectures.loader import window_keys
 from merganser.architectures.reading import read_tensors
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
+from merganser.methods.experts._loaders import biased, config_for, layers_of, loaders_of
 from merganser.methods.experts.gates import MODES, RANDOM, Prompts, normal, prompt_rows, random_rows
-from merganser.methods.experts.upcycle import _renamed
 
 MLP = "layers.{layer}.mlp."
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
@@ -187,7 +188,7 @@ def mixture(
     result = base._with(
         made.entries, reading=made.reading(), checkpoints=tuple(checkpoints.values()), dropped=frozenset()
     )
-    return result.with_note(_note(target, experts, shared, gate_mode, per_token, _window_lost(target, dense)))
+    return result.with_note(_note(target, experts, shared, gate_mode, per_token))
 
 
 class _Made:
@@ -378,32 +379,38 @@ def _matrix(expert: Expert, reading: Reading, layer: int, part: str, key: tuple[
 
 # The config -----------------------------------------------------------------------------------------------------------
 
-_LOADERS: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2},
-    "mistral": {
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "sliding_window": 4096,
-    },
-    "qwen2": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6},
-    "qwen3": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "attention_bias": False},
-}
-"""What the loaders of dense models take where config.json is silent; those of mixtures would take something else."""
 _CODE = "deepseek-ai/deepseek-moe-16b-base"
 """Where the class of DeepSeek MoE lies; transformers does not have it."""
 _GONE = ("auto_map", "mlp_bias", "pretraining_tp", "layer_types", "use_sliding_window", "max_window_layers")
 
 
+_WRITTEN = (
+    "hidden_act",
+    "tie_word_embeddings",
+    "rope_theta",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""Keys that are written down wherever the base's config.json leaves them to its loader."""
+_QKV = frozenset(f"self_attn.{side}_proj" for side in "qkv")
+
+
 def _config(
     target: Target, dense: Reading, experts: int, per_token: int, neurons: int, shared: int
 ) -> dict[str, Any]:
-    kind = str(dense.config["model_type"])
-    common = {"hidden_act": "silu", "tie_word_embeddings": False}
-    if not {"rope_theta", "rope_parameters"} & dense.config.keys():
-        common |= {"rope_theta": 10000.0}
-    plain = _renamed({**common, **_LOADERS[kind], **dense.config}, target.model_type)
+    old, _ = loaders_of(dense, target.family, target.model_type, target.title)
+    written = {key: old.defaults[key] for key in _WRITTEN if old.defaults[key] is not None}
+    if {"rope_theta", "rope_parameters"} & dense.config.keys():
+        written.pop("rope_theta", None)
+    base = replace(dense, config={**written, **dense.config})
+    own = {
+        module for module in biased(dense) if not module.startswith("mlp.")
+    }  # the base's blocks are not used
+    if target.model_type == "qwen2_moe":
+        own |= _QKV  # zeros where the base has none
+    plain = config_for(base, target.family, target.model_type, {}, target.title, biases=own)
     config = {key: value for key, value in plain.items() if key not in _GONE}
     heads, groups, size = (
         dense.sizes[dense.instances(axis)[0]] for axis in ("kv_heads", "groups", "head_dim")
@@ -411,6 +418,7 @@ def _config(
     config["num_key_value_heads"] = heads
     if target.model_type == "deepseek":
         config.pop("head_dim", None)
+        config = _older_rotary(config, dense)
         if heads * groups * size != dense.sizes[Axis("residual")]:
             raise dense.refused(
                 f"DeepSeek MoE takes the size of a head as residual / heads, and here {heads * groups} heads have "
@@ -452,49 +460,32 @@ def _config(
     return {**config, "num_experts_per_tok": per_token}
 
 
-def _windows(dense: Reading) -> list[int | None]:
-    """The sliding window of each layer's attention, None for full attention."""
-    config, layers = dense.config, dense.sizes[Axis("layer")]
-    kind = config["model_type"]
-    if kind == "llama":
-        return [None] * layers
-    if kind == "mistral":
-        return [config.get("sliding_window", _LOADERS["mistral"]["sliding_window"])] * layers
-    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
-    types = config.get("layer_types")
-    if isinstance(types, list) and len(types) == layers:
-        return [window if one == "sliding_attention" else None for one in types]
-    first = config.get("max_window_layers", 28)
-    return [window if layer >= first else None for layer in range(layers)]
-
-
 def _attention(target: Target, dense: Reading) -> dict[str, Any]:
     """The keys that keep the sliding windows of the base."""
-    windows = _windows(dense)
-    window = next((one for one in windows if one is not None), None)
-    if target.model_type == "qwen2_moe" and window is not None:
-        types = ["full_attention" if one is None else "sliding_attention" for one in windows]
-        return {
-            "use_sliding_window": True,
-            "sliding_window": window,
-            "layer_types": types,
-            "max_window_layers": 0,
-        }
-    if target.model_type == "qwen3_moe" and len(set(windows)) > 1:
+    old, new = loaders_of(dense, target.family, target.model_type, target.title)
+    windows = old.windows_of(dense.config, layers_of(dense))
+    if not any(windows):
+        return {"sliding_window": None}
+    keys = window_keys(windows, new, dense.refused)
+    # Releases before `layer_types` count the layers without a window from the first.
+    return keys | ({"max_window_layers": 0} if "layer_types" in keys else {})
+
+
+def _older_rotary(config: Mapping[str, Any], dense: Reading) -> dict[str, Any]:
+    """Rotary positions as the class of DeepSeek MoE reads them, which is older than `rope_parameters`."""
+    told = config.get("rope_scaling") or config.get("rope_parameters")
+    if not told:
+        return dict(config)
+    kind = told.get("rope_type", told.get("type", "default"))
+    if kind not in ("default", "linear", "dynamic"):
         raise dense.refused(
-            "some layers have a sliding window and some not, which Qwen3 MoE cannot say; set use_sliding_window: "
-            "false in the base's config.json if texts are shorter than the window"
+            f"rotary positions are scaled by {kind!r}, which DeepSeek MoE cannot do (it knows linear and dynamic); "
+            "take another architecture"
         )
-    if target.model_type == "qwen3_moe" and window is not None:
-        return {"use_sliding_window": True, "sliding_window": window}
-    return {"sliding_window": window if target.model_type == "mixtral" else None}
-
-
-def _window_lost(target: Target, dense: Reading) -> int | None:
-    """The sliding window that the mixture cannot have: its attention sees everything."""
-    if target.model_type != "deepseek":
-        return None
-    return next((one for one in _windows(dense) if one is not None), None)
+    found = {key: value for key, value in config.items() if key != "rope_parameters"}
+    found["rope_theta"] = told.get("rope_theta", config.get("rope_theta"))
+    found["rope_scaling"] = None if kind == "default" else {"type": kind, "factor": told.get("factor")}
+    return found
 
 
 def _note(
@@ -503,7 +494,6 @@ def _note(
     shared: Sequence[Expert],
     gate_mode: str,
     per_token: int,
-    window: int | None,
 ) -> dict[str, Any]:
     return {
         "step": "mixture",
@@ -512,7 +502,6 @@ def _note(
         **({"shared_experts": [expert.model.label for expert in shared]} if shared else {}),
         "per_token": per_token,
         "gate_mode": gate_mode,
-        **({"sliding_window_dropped": window} if window is not None else {}),
     }
 
 

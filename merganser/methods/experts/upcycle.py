@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,9 +12,19 @@ from merganser.algebra import Weights, axes
 from merganser.algebra.axes import reading_of
 from merganser.algebra.rearranged import Array
 from merganser.algebra.weights import Entry
-from merganser.architectures import Axis, Family, NamedTensor, Reading, families, family_of, with_key
+from merganser.architectures import (
+    Axis,
+    Family,
+    NamedTensor,
+    Reading,
+    TensorSpec,
+    families,
+    family_of,
+    with_key,
+)
 from merganser.architectures.reading import read_tensors
 from merganser.errors import RequestError, did_you_mean
+from merganser.methods.experts._loaders import biased, config_for, loaders_of, prefix_for
 from merganser.methods.steps import step
 
 
@@ -33,7 +43,9 @@ def upcycle(
     experts: how many, 2 or more (default 8). per_token: how many the router chooses, 1 to experts (default 2).
     family: the mixture's, as `mixtral`; without it the first family whose file names this model type as its dense
     sibling. router: random (normal, standard deviation 0.02, by `seed`; default) or zeros. The shares of the chosen
-    experts sum to 1 in these families, so the mixture starts as the same function whatever the router says.
+    experts sum to 1 in these families, so the mixture starts as the same function whatever the router says. What
+    config.json leaves to the old loader is written down where the mixture's takes something else; what the mixture
+    cannot say (biases, multipliers, windows of some layers) is an error.
     """
     dense = reading_of(weights)
     kind = str(dense.config.get("model_type"))
@@ -48,11 +60,14 @@ def upcycle(
     by_pattern = {tensor.pattern: tensor for tensor in target.tensors}
     entries: dict[str, Entry] = {}
     tensors: dict[str, NamedTensor] = {}
-    config = _renamed(dense.config, target.model_types[0])
-    config = {**config, **spec.settings, spec.per_token: per_token}
-    config[_key(target, spec.index)] = experts
-    config[_key(target, spec.neurons)] = _size(dense, "neurons")
-    shell = Reading(target, config, {}, {}, dense.prefix, dense.source)
+    given = {
+        **spec.settings,
+        spec.per_token: per_token,
+        _key(target, spec.index): experts,
+        _key(target, spec.neurons): _size(dense, "neurons"),
+    }
+    config = config_for(dense, target, target.model_types[0], given, "upcycle", way_out=_other_ways(dense))
+    shell = Reading(target, config, {}, {}, prefix_for(dense, target, config), dense.source)
     for name, named in dense.tensors.items():
         module = backward.get(named.spec.module)
         pattern = (
@@ -81,7 +96,7 @@ def upcycle(
         made = shell.name(gate, {"layer": layer})
         entries[made] = Entry(Array(values.astype(np.float32)), 1.0)
         tensors[made] = NamedTensor(gate, (("layer", layer),))
-    reading = read_tensors(target, config, tensors, dense.prefix, dense.source)
+    reading = _read(shell, entries, tensors)
     return weights._with(entries, reading=reading).with_note(
         {
             "step": "upcycle",
@@ -94,12 +109,16 @@ def upcycle(
 
 
 @step("average_experts")
-def average_experts(weights: Weights) -> Weights:
+def average_experts(weights: Weights, *, scale: float | None = None) -> Weights:
     """A mixture of experts as a dense model: every feed-forward block is the mean of its layer's experts.
 
     The router is dropped and the model becomes one of the family's dense sibling (Mixtral to Mistral). The function
-    changes, except where all experts are equal.
+    changes, except where all experts are equal and the shares of the chosen ones sum to 1.
+    scale: a factor of what the mean writes (default 1). Where the shares do not sum to 1 (norm_topk_prob: false) it
+    must be given: what they sum to on your texts, on average, or 1.
     """
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise RequestError(f"average_experts: scale must be above 0, not {scale}")
     moe = reading_of(weights)
     spec = moe.family.experts
     if spec is None:
@@ -107,13 +126,22 @@ def average_experts(weights: Weights) -> Weights:
     target = family_of(spec.dense)
     if target is None:
         raise moe.refused(f"average_experts: there is no family file for {spec.dense}")
+    loader, _ = loaders_of(moe, target, spec.dense, "average_experts")
+    if scale is None and not loader.normalises_shares(moe.config):
+        raise moe.refused(
+            f"average_experts: the shares of the experts that a token gets do not sum to 1 here ({loader.shares}: "
+            "false), so the mean of the experts alone would write more than they do together; give scale, what the "
+            "shares sum to on your texts, or `scale: 1` for the plain mean"
+        )
     by_pattern = {tensor.pattern: tensor for tensor in target.tensors}
     drop = {spec.per_token, *moe.family.indices[spec.index].size.names, *spec.settings}
-    config = {key: value for key, value in _renamed(moe.config, spec.dense).items() if key not in drop}
-    config[_key(target, "neurons")] = _size(moe, spec.neurons)
-    shell = Reading(target, config, {}, {}, moe.prefix, moe.source)
+    given = {_key(target, "neurons"): _size(moe, spec.neurons)}
+    config = config_for(moe, target, spec.dense, given, "average_experts")
+    config = {key: value for key, value in config.items() if key not in drop}
+    shell = Reading(target, config, {}, {}, prefix_for(moe, target, config), moe.source)
     groups: dict[str, list[Entry]] = {}
     tensors: dict[str, NamedTensor] = {}
+    scaled: set[str] = set()
     for name, named in moe.tensors.items():
         if named.spec.module == spec.router:
             continue
@@ -128,13 +156,19 @@ def average_experts(weights: Weights) -> Weights:
         at = {k: v for k, v in named.at if k != spec.index}
         made = shell.name(by_pattern[pattern], at)
         groups.setdefault(made, []).append(weights.entry(name))
+        if theirs and scale is not None and _writes_stream(by_pattern[pattern]):
+            scaled.add(made)
         tensors[made] = NamedTensor(
             by_pattern[pattern], tuple((k, at[k]) for k in by_pattern[pattern].indices)
         )
-    entries = {name: _mean(group) for name, group in groups.items()}
-    reading = read_tensors(target, config, tensors, moe.prefix, moe.source)
+    entries = {
+        name: _mean(group, scale if scale is not None and name in scaled else 1.0)
+        for name, group in groups.items()
+    }
+    reading = _read(shell, entries, tensors)
+    note = {"step": "average_experts", "family": target.name}
     return weights._with(entries, reading=reading).with_note(
-        {"step": "average_experts", "family": target.name}
+        note if scale is None else note | {"scale": scale}
     )
 
 
@@ -209,24 +243,39 @@ def _size(reading: Reading, axis: str) -> int:
     return sizes.pop()
 
 
-def _renamed(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The config under another model type; class names follow by transformers' own pattern (MistralForCausalLM)."""
-    camel = "".join(word[:1].upper() + word[1:] for word in kind.split("_"))
-    classes = []
-    for name in map(str, config.get("architectures") or []):
-        head = re.search(r"For[A-Z]\w*$|Model$", name)
-        if head is None:
-            raise RequestError(
-                f"config.json's architectures names {name!r}, which is neither a Model nor a For-something"
+def _other_ways(dense: Reading) -> str:
+    """What can be made of a model with biases in its attention, for which the families of `upcycle` have no place."""
+    qkv = {f"self_attn.{side}_proj" for side in "qkv"}
+    if biased(dense) != qkv or dense.config.get("model_type") != "qwen2":
+        return ""
+    return (
+        ". A recipe for a mixture (docs/mixtures.md) with `architecture: qwen` and a shared expert has a place for "
+        "them"
+    )
+
+
+def _read(shell: Reading, entries: Mapping[str, Entry], tensors: Mapping[str, NamedTensor]) -> Reading:
+    """How the result is read. Raises `AlgebraError` where a tensor's shape is not that of its axes."""
+    reading = read_tensors(shell.family, shell.config, tensors, shell.prefix, shell.source)
+    for name, named in tensors.items():
+        shape, expected = entries[name].expression.shape, reading.shape(named)
+        if shape != expected:
+            raise reading.refused(
+                f"tensor {name!r} would have shape {list(shape)}, and as {' '.join(map(str, named.spec.dims))} it "
+                f"has {list(expected)}"
             )
-        classes.append(camel + head[0])
-    return {**config, "model_type": kind, **({"architectures": classes} if classes else {})}
+    return reading
 
 
-def _mean(group: list[Entry]) -> Entry:
-    if len(group) == 1:
+def _writes_stream(spec: TensorSpec) -> bool:
+    """Whether what a tensor writes goes to the residual stream."""
+    return spec.writes is not None and "residual" in spec.dims[spec.writes].axes
+
+
+def _mean(group: list[Entry], factor: float) -> Entry:
+    if len(group) == 1 and factor == 1.0:
         return group[0]
     total = group[0].expression
     for entry in group[1:]:
         total = total + entry.expression
-    return Entry(total * (1.0 / len(group)), group[0].degree)
+    return Entry(total * (factor / len(group)), group[0].degree)
