@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number, apply, walk
+from merganser.algebra.live import onto
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
 from merganser.checkpoint import Checkpoint
 from merganser.checkpoint.tensor import same_content
@@ -354,6 +355,8 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         return a.map(lambda _, expression: apply(operation, expression, number))
     need_numbers((*a.checkpoints, *b.checkpoints))
     named, other, sparse = _roles(operation, a, b)
+    if sparse and (settled := onto(named, other)) is not other:
+        a, b, other = (settled, b, settled) if other is a else (a, settled, settled)
     if not sparse:
         _need_names(named, other)
     elif not _is_vector(named):
@@ -450,9 +453,13 @@ def _need_names(named: Weights, other: Weights) -> None:
 def _refuse_names(named: Weights, vector: Weights) -> None:
     extra = [name for name in vector if name not in named._entries]
     if extra:
+        adapter = any(checkpoint.is_adapter for checkpoint in vector.checkpoints)
+        remedy = (
+            ". If it was made on this model, merge it there in PEFT (merge_and_unload) and open the result"
+        )
         raise AlgebraError(
             f"{vector.label!r} changes {len(extra)} tensors that {named.label!r} does not have: {listing(extra)}"
-            f"{did_you_mean(extra[0], named._entries)}"
+            f"{did_you_mean(extra[0], named._entries)}{remedy if adapter else ''}"
         )
 
 

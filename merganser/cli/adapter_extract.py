@@ -31,20 +31,29 @@ def command(
         bool, typer.Option("--allow-loss", help="Leave out changes that a LoRA cannot carry, and list them.")
     ] = False,
     task_type: Annotated[str | None, typer.Option(help="For the config, CAUSAL_LM for instance.")] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="The class of transformers that the adapter is for, BertForSequenceClassification for instance. "
+            "Default: what config.json says."
+        ),
+    ] = None,
     dtype: DTYPE = "float32",
     *,
     saving: _saving.Saving,
 ) -> None:
     """Make a LoRA adapter of what MODEL changed in BASE, by truncated SVD, of rank 32 unless said otherwise."""
     from merganser import open as open_weights
-    from merganser.methods.adapters import extract
+    from merganser.methods.adapters import difference, extract
 
     limit = console.parse_size(saving.memory, "--memory")
     first, second = (open_weights(path, allow_pickle=saving.allow_pickle) for path in (base, model))
     if abs(second.degree) < 1e-6:
         raise RequestError(f"{model} is a change and not a fine-tune; combine-lora --rank resizes adapters")
+    change, unlike = difference(second, first)
     adapter = extract(
-        second - first,
+        change,
+        unlike=unlike,
         rank=rank,
         energy=energy,
         include=include or (),
@@ -53,6 +62,7 @@ def command(
         allow_loss=allow_loss,
         base=base,
         task_type=task_type,
+        architecture=architecture,
         threads=saving.threads,
         memory=limit,
     )
@@ -70,7 +80,8 @@ def _tell_kept(out: Path, note: Mapping[str, Any]) -> None:
 
     kept = kept_energy(open_weights(out))
     whole = math.fsum(norm**2 for norm in note["norms"].values())
-    shares = {name: held / note["norms"][name] ** 2 for name, held in kept.items()}
+    live = {f"{module}.weight": name for name, module in note["live_modules"].items()}
+    shares = {name: held / note["norms"][live.get(name, name)] ** 2 for name, held in kept.items()}
     least = min(shares, key=lambda name: shares[name])
     console.say(
         f"kept {math.fsum(kept.values()) / whole:.2%} of the squared norm of the change, least in {least} "

@@ -9,6 +9,7 @@ from typing import Any
 from merganser._facade import open as open_weights
 from merganser.algebra import Weights, axes
 from merganser.algebra.expression import Apply, Constant, Expression, Round
+from merganser.algebra.live import onto
 from merganser.algebra.operations import OPERATIONS
 from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import parse_dtype
@@ -154,6 +155,8 @@ class _Merge:
         self.opened = [self.kitchen.open(model, recipe) for model in recipe.models]
         if len(self.opened) > 1 or recipe.steps:
             need_numbers(checkpoint for weights in self.opened for checkpoint in weights.checkpoints)
+        if recipe.base is not None:
+            self.opened = [onto(self.opened[recipe.base], weights) for weights in self.opened]
         if recipe.dtype == "float64":
             self.opened = [_widened(weights) for weights in self.opened]
         simple = all(not part.sliced for part in recipe.parts)

@@ -6,8 +6,18 @@ carries a patch to an updated base, `compress` keeps of a patch its signs. Nothi
 
 from merganser.methods.adapters.combine import combine, lora
 from merganser.methods.adapters.compeft import compress
-from merganser.methods.adapters.extract import extract, kept_energy
+from merganser.methods.adapters.extract import difference, extract, kept_energy
 from merganser.methods.adapters.port import port, survival
 from merganser.methods.adapters.resize import resize
 
-__all__ = ["combine", "compress", "extract", "kept_energy", "lora", "port", "resize", "survival"]
+__all__ = [
+    "combine",
+    "compress",
+    "difference",
+    "extract",
+    "kept_energy",
+    "lora",
+    "port",
+    "resize",
+    "survival",
+]

@@ -11,6 +11,7 @@ import numpy as np
 from merganser._facade import compute_scalars
 from merganser.algebra import Expression, Leaf, LowRank, Weights, total
 from merganser.algebra.computed import whole
+from merganser.algebra.live import onto
 from merganser.algebra.rearranged import product, reshaped
 from merganser.errors import AlgebraError
 from merganser.methods.adapters._layout import sides
@@ -43,7 +44,7 @@ def port(
             raise AlgebraError(
                 f"{base.label!r} has degree {base.degree:g}: a patch is carried from model to model"
             )
-    vector = _vector(patch, old)
+    vector = onto(old, _vector(patch, old))
     other = None if fresh is None else _vector(fresh, new)
     told = survival(vector, old, new, fresh=other, threads=threads, memory=memory)
     return (new + vector * scale).with_note({"step": "port", "scale": scale, **told})
@@ -87,6 +88,8 @@ def survival(
     The summary sums energies and products over all tensors. What a model does with the patched weights no report on
     weights can say: evaluate it.
     """
+    patch = onto(old, patch)
+    fresh = None if fresh is None else onto(new, fresh)
     targets: dict[str, list[Expression]] = {}
     keys: dict[str, list[str]] = {}
     for name in patch:

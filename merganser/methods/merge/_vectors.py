@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merganser.algebra import Coefficient, Entry, Weights, axes, disjoint_mean, elect_sign, weighted_sum
+from merganser.algebra.live import onto
 from merganser.algebra.selection import coefficients
 from merganser.algebra.vocabulary import per_part
 from merganser.algebra.weights import DEGREE_TOLERANCE
@@ -33,6 +34,7 @@ def task_vectors(base: Weights, models: Sequence[Weights]) -> list[Weights]:
 
 
 def _filled(base: Weights, vector: Weights) -> Weights:
+    vector = onto(base, vector)
     extra = [name for name in vector if name not in base]
     if extra:
         raise AlgebraError(
