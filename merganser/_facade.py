@@ -63,11 +63,15 @@ def explain(weights: Weights, *, options: SaveOptions | None = None, **fields: A
     return engine.explain(weights, _options(options, fields))
 
 
-def compute(weights: Weights, name: str) -> np.ndarray[Any, Any]:
-    """One tensor in memory as a NumPy array: f32, or f64 where a parent is F64."""
+def compute(weights: Weights, name: str, *, allow_nonfinite: bool = True) -> np.ndarray[Any, Any]:
+    """One tensor in memory as a NumPy array: f32, or f64 where a parent is F64.
+
+    NaN and Inf are shown as they are. With `allow_nonfinite=False` a parent that holds one, and a result that does,
+    raise `NonFiniteError`.
+    """
     from merganser import engine
 
-    return engine.compute(weights, name)
+    return engine.compute(weights, name, allow_nonfinite=allow_nonfinite)
 
 
 def compute_scalars(
@@ -77,11 +81,23 @@ def compute_scalars(
     threads: int = 0,
     memory: int | None = None,
     progress: Progress | None = None,
+    allow_nonfinite: bool = True,
 ) -> dict[str, list[float]]:
-    """Scalar expressions (norms, dot products, counts) by name, streamed over the parents."""
+    """Scalar expressions (norms, dot products, counts) by name, streamed over the parents.
+
+    Of a parent that holds NaN or Inf they are what arithmetic makes of it. With `allow_nonfinite=False` it raises
+    `NonFiniteError`.
+    """
     from merganser import engine
 
-    return engine.evaluate(targets, checkpoints, threads=threads, memory=memory, progress=progress)
+    return engine.evaluate(
+        targets,
+        checkpoints,
+        threads=threads,
+        memory=memory,
+        progress=progress,
+        allow_nonfinite=allow_nonfinite,
+    )
 
 
 def verify(

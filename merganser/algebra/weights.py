@@ -303,9 +303,9 @@ class Weights(Mapping[str, Expression]):
         """Compute and write these weights as a sealed checkpoint; see `merganser.save`."""
         return doorway["save"](self, path, **options)
 
-    def compute(self, name: str) -> Any:
+    def compute(self, name: str, *, allow_nonfinite: bool = True) -> Any:
         """One tensor as a NumPy array (f32, or f64 where a parent is F64); see `merganser.compute`."""
-        return doorway["compute"](self, name)
+        return doorway["compute"](self, name, allow_nonfinite=allow_nonfinite)
 
 
 doorway: dict[str, Callable[..., Any]] = {}

@@ -32,7 +32,7 @@ def between(a: Weights, b: Weights) -> dict[str, Any]:
     for name in a:
         if a.entry(name).carried:
             continue
-        first, second = (np.asarray(w.compute(name), np.float64) for w in (a, b))
+        first, second = (np.asarray(w.compute(name, allow_nonfinite=False), np.float64) for w in (a, b))
         total += float(np.sum((first - second) ** 2))
         sizes[0] += float(np.sum(first**2))
         sizes[1] += float(np.sum(second**2))

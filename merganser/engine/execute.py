@@ -147,9 +147,17 @@ def run_plan(plan: Plan, share: Budget, options: SaveOptions, space: Workspace) 
 
 
 def compute(
-    weights: Weights, name: str, *, threads: int = 0, memory: int | None = None
+    weights: Weights,
+    name: str,
+    *,
+    threads: int = 0,
+    memory: int | None = None,
+    allow_nonfinite: bool = True,
 ) -> np.ndarray[Any, Any]:
-    """One tensor in memory: f32, or f64 where a parent is F64; integer and bool tensors and constants as stored."""
+    """One tensor in memory: f32, or f64 where a parent is F64; integer and bool tensors and constants as stored.
+
+    Unless `allow_nonfinite`, raises `NonFiniteError` as `save` does.
+    """
     expression = weights[name]
     need_numbers(weights.checkpoints)
     if isinstance(expression, Leaf) and expression.carried:
@@ -158,13 +166,14 @@ def compute(
         return _carried(expression)
     if expression.is_scalar:
         plan = plan_scalars({name: [expression]}, weights.checkpoints)
-        return np.float64(_numbers(plan, {name: [expression]}, threads, memory, None)[name][0])  # type: ignore[return-value]
+        found = _numbers(plan, {name: [expression]}, threads, memory, None, allow_nonfinite)
+        return np.float64(found[name][0])  # type: ignore[return-value]
     single = Weights(
         {name: weights.entry(name)}, label=weights.label, origin=None, checkpoints=weights.checkpoints
     )
     dtype = F64 if expression.wide else F32
     plan = plan_weights(single, dtype=dtype, degree=weights.entry(name).degree)
-    return _in_memory(plan, threads, memory, None, True)[name]
+    return _in_memory(plan, threads, memory, None, allow_nonfinite)[name]
 
 
 def compute_all(
@@ -215,9 +224,13 @@ def evaluate(
     threads: int = 0,
     memory: int | None = None,
     progress: Progress | None = None,
+    allow_nonfinite: bool = True,
 ) -> dict[str, list[float]]:
-    """Scalar expressions (norms, dot products, counts) by name, streamed."""
-    return _numbers(plan_scalars(targets, checkpoints), targets, threads, memory, progress)
+    """Scalar expressions (norms, dot products, counts) by name, streamed.
+
+    Unless `allow_nonfinite`, raises `NonFiniteError` where a parent holds NaN or Inf.
+    """
+    return _numbers(plan_scalars(targets, checkpoints), targets, threads, memory, progress, allow_nonfinite)
 
 
 def small_files(weights: Weights) -> dict[str, bytes]:
@@ -279,12 +292,10 @@ def _schedule(
     progress: Progress | None = None,
     skip: Any = lambda task: False,
 ) -> Ledger:
-    ledger = Ledger(share.kept)
+    ledger = Ledger(share.kept, allow_nonfinite=allow_nonfinite)
 
     def open_step(step: Step) -> StepRun:
-        return StepRun(
-            step, ledger, tile=share.tile, bins=share.bins, allow_nonfinite=allow_nonfinite, write=write
-        )
+        return StepRun(step, ledger, tile=share.tile, bins=share.bins, write=write)
 
     scheduler = Scheduler(
         plan,
@@ -323,12 +334,18 @@ def _numbers(
     threads: int,
     memory: int | None,
     progress: Progress | None,
+    allow_nonfinite: bool,
 ) -> dict[str, list[float]]:
     from merganser.engine.steps import evaluate as number
 
     share = budget(plan, memory, threads)
     ledger = _schedule(
-        plan, share, done=lambda task, runs: None, write=None, allow_nonfinite=True, progress=progress
+        plan,
+        share,
+        done=lambda task, runs: None,
+        write=None,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
     )
     memo: dict[int, float] = {}
     return {

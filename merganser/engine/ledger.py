@@ -21,8 +21,12 @@ Array = np.ndarray[Any, Any]
 class Ledger:
     """Values of finished reductions by the identity of their node. Shared between threads."""
 
-    def __init__(self, keep: Container[int] = ()) -> None:
-        """`keep`: the identities of nodes whose flags are kept while a task runs."""
+    def __init__(self, keep: Container[int] = (), *, allow_nonfinite: bool = False) -> None:
+        """`keep`: the identities of nodes whose flags are kept while a task runs.
+
+        `allow_nonfinite`: parents may hold NaN and Inf.
+        """
+        self.allow_nonfinite = allow_nonfinite
         self.values: dict[int, float] = {}
         self.selections: dict[int, Selection] = {}
         self._sums: dict[int, list[float]] = {}

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from merganser.checkpoint import AdapterDelta, StoredTensor
+from merganser.engine.finite import read_whole
 from merganser.engine.kernels.product import product
 
 
 class Factors:
     """The two factors of a delta in memory, f32, and the tiles of their product."""
 
-    def __init__(self, delta: AdapterDelta) -> None:
-        self.left = _matrix(delta.left, delta.left_transposed)
-        self.right = _matrix(delta.right, delta.right_transposed)
+    def __init__(self, delta: AdapterDelta, allow_nonfinite: bool = False) -> None:
+        """Raises `NonFiniteError` where a factor holds NaN or Inf, unless they are allowed."""
+        self.left = _matrix(delta.left, delta.left_transposed, allow_nonfinite)
+        self.right = _matrix(delta.right, delta.right_transposed, allow_nonfinite)
         self.scale = delta.scale
 
     def fill(self, start: int, out: np.ndarray[Any, Any]) -> None:
@@ -26,6 +28,7 @@ class Factors:
         product(self.left, self.right, self.scale, start, out)
 
 
-def _matrix(tensor: StoredTensor, transposed: bool) -> np.ndarray[Any, Any]:
-    matrix = tensor.numpy().astype(np.float32)
+def _matrix(tensor: StoredTensor, transposed: bool, allow_nonfinite: bool) -> np.ndarray[Any, Any]:
+    stored = tensor.numpy() if allow_nonfinite else read_whole(tensor)
+    matrix = stored.astype(np.float32)
     return np.ascontiguousarray(matrix.T if transposed else matrix)

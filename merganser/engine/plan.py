@@ -447,7 +447,7 @@ def _last_step(output: Output) -> Step:
     if output.is_copy:
         load = output.expression
         assert isinstance(load, Load)
-        if not output.dtype.is_float:
+        if load.carried:
             return Step(None, Bindings((load,), (), ()), output.size, output=output)
         program, bindings = build([("check", load, output.dtype)], load.wide)
         return Step(program, bindings, output.size, output=output)

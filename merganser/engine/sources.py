@@ -19,6 +19,7 @@ from merganser.algebra.expression import Load
 from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
 from merganser.checkpoint import DType, StoredTensor
 from merganser.checkpoint.dtypes import BF16, F32, F64
+from merganser.engine.finite import refuse_nonfinite
 from merganser.engine.ledger import Kept, Made
 from merganser.engine.lowrank import Factors
 from merganser.engine.scratch import Scratch
@@ -29,6 +30,10 @@ Elements = np.ndarray[Any, Any]
 
 class Context(Protocol):
     """What sources ask the run for."""
+
+    @property
+    def allow_nonfinite(self) -> bool:
+        """Whether parents may hold NaN and Inf."""
 
     def formula(self, node: Expression) -> Source:
         """A source that computes a formula for any stretch of elements."""
@@ -102,9 +107,9 @@ def open_source(load: Load, context: Context) -> Source:
         return open_source(node, context) if isinstance(node, Load) else context.formula(node)
 
     if isinstance(load, Leaf):
-        return _Stored(load.tensor)
+        return _Stored(load.tensor, checked=not (load.carried or context.allow_nonfinite))
     if isinstance(load, LowRank):
-        return _LowRank(load)
+        return _LowRank(load, context.allow_nonfinite)
     if isinstance(load, Array):
         return _Held(load)
     if isinstance(load, Reshaped):
@@ -128,18 +133,27 @@ def open_source(load: Load, context: Context) -> Source:
 
 
 class _Stored(Source):
-    def __init__(self, tensor: StoredTensor) -> None:
+    """The one place where a run meets the numbers of a parent: all that is read here is finite, or refused.
+
+    Whatever is made of them, then, a NaN or Inf cannot vanish: in an entry that a method drops, in a comparison, behind
+    a threshold, a norm or a matrix function. What is carried is no number: a constant mask of -Inf passes.
+    """
+
+    def __init__(self, tensor: StoredTensor, *, checked: bool) -> None:
         super().__init__(tensor.dtype)
         self.tensor = tensor
+        self.checked = checked
 
     def read(self, view: memoryview, start: int) -> None:
         self.tensor.read_into(view, start)
+        if self.checked:
+            refuse_nonfinite(self.tensor, view, start)
 
 
 class _LowRank(Source):
-    def __init__(self, load: LowRank) -> None:
+    def __init__(self, load: LowRank, allow_nonfinite: bool) -> None:
         super().__init__(load.dtype)
-        self.factors = Factors(load.delta)
+        self.factors = Factors(load.delta, allow_nonfinite)
 
     def read(self, view: memoryview, start: int) -> None:
         self.factors.fill(start, np.frombuffer(view, np.float32))

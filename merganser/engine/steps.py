@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from merganser.algebra import Expression, Leaf
+from merganser.algebra import Expression
 from merganser.algebra.computed import ByRows, Derivation, Derived, Whole
-from merganser.algebra.expression import Apply, Constant, Reduce, Round, walk
+from merganser.algebra.expression import Apply, Constant, Reduce, Round
 from merganser.checkpoint.digest import chunk_digests
 from merganser.checkpoint.dtypes import F32, F64
 from merganser.engine.kernels import compiler
@@ -23,7 +23,7 @@ from merganser.engine.program import Bindings, Program, build
 from merganser.engine.scratch import Scratch
 from merganser.engine.select import Selection, magnitudes
 from merganser.engine.sources import Source, open_source
-from merganser.errors import NonFiniteError, listing
+from merganser.errors import NonFiniteError
 
 Array = np.ndarray[Any, Any]
 Write = Callable[[Output, int, memoryview], None]
@@ -66,7 +66,6 @@ class StepRun:
         *,
         tile: int,
         bins: int,
-        allow_nonfinite: bool,
         write: Write | None,
     ) -> None:
         self.step = step
@@ -75,7 +74,7 @@ class StepRun:
         self.context = Known(ledger)
         self.write = write
         self.tile = tile
-        self.allow_nonfinite = allow_nonfinite
+        self.allow_nonfinite = ledger.allow_nonfinite
         self.tiles = -(-step.size // tile)
         self.next = 0
         self.finished = 0
@@ -188,7 +187,10 @@ class StepRun:
         if output is not None:
             nbytes = output.dtype.nbytes(count)
             result = buffers.take(0 if output.is_copy else "out", nbytes)[:nbytes]
-        if self.program is not None:
+        # A copy of what a parent holds was checked when it came in.
+        if self.program is not None and (
+            self.allow_nonfinite or output is None or output.copied_from is None
+        ):
             self._call(self.program, start, count, worker, pointers, result)
         if output is not None and result is not None:
             view = result.data
@@ -227,7 +229,7 @@ class StepRun:
         if bad[0]:
             if not self.allow_nonfinite:
                 assert result is not None
-                raise self._nonfinite(start, count, result, pointers)
+                raise self._nonfinite(start, count, result)
             with self.lock:
                 self.nonfinite += int(bad[0])
 
@@ -258,30 +260,19 @@ class StepRun:
             marks = marks | others
         return above, found, marks
 
-    def _nonfinite(self, start: int, count: int, result: Array, pointers: list[int]) -> NonFiniteError:
-        """Name the first bad element and the parents that are not finite there. `result` still holds the tile."""
+    def _nonfinite(self, start: int, count: int, result: Array) -> NonFiniteError:
+        """Name the first bad element. What the parents hold is finite, as it was checked when it was read."""
         output = self.step.output
         assert output is not None
         values = result.view(output.dtype.numpy).astype(np.float64)
         wrong = np.flatnonzero(~np.isfinite(values))
         at = int(wrong[0])
-        guilty = []
-        for load in walk(list(self.bindings.loads)):
-            if isinstance(load, Leaf) and load.dtype.is_float and load.shape == output.shape:
-                one = bytearray(load.tensor.dtype.itemsize)
-                load.tensor.read_into(memoryview(one), start + at)
-                if not np.isfinite(np.frombuffer(one, load.tensor.dtype.numpy).astype(np.float64)).all():
-                    guilty.append(repr(load.tensor.parent))
         place = [int(k) for k in np.unravel_index(start + at, output.shape)] if output.shape else []
         kind = "NaN" if np.isnan(values[at]) else "Inf"
-        cause = (
-            f"parent {listing(guilty)} is not finite there"
-            if guilty
-            else f"the parents are finite there, so the formula or the range of {output.dtype.torch_name} made it"
-        )
         return NonFiniteError(
             f"tensor {output.name!r} would hold {kind} at {place} "
-            f"({len(wrong)} such values in this stretch of {count}): {cause}. "
+            f"({len(wrong)} such values in this stretch of {count}): the parents are finite there, so the formula or "
+            f"the range of {output.dtype.torch_name} made it. "
             "Nothing was sealed; where a checkpoint is written, --allow-nonfinite lets it pass"
         )
 
@@ -393,6 +384,7 @@ class Known:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self.allow_nonfinite = ledger.allow_nonfinite
 
     def formula(self, node: Expression) -> Source:
         """A source that computes a formula."""

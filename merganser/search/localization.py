@@ -349,7 +349,7 @@ def _overlap(path: str, found: Weights, masks: Mapping[str, Flat]) -> dict[str, 
     size = sum(mask.size for mask in masks.values())
     theirs, both = 0, 0
     for name in found:
-        values = compute(found, name) != 0
+        values = compute(found, name, allow_nonfinite=False) != 0
         theirs += int(values.sum())
         if name in masks:
             both += int((values & masks[name]).sum())

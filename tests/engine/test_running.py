@@ -101,16 +101,14 @@ def poisoned(opened, value, at=(2, 3), **dtype):
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "Inf"), (-np.inf, "Inf")])
 def test_a_value_that_is_not_finite_names_tensor_place_and_parent(opened, tmp_path, value, kind):
     base, tune = poisoned(opened, value)
-    with pytest.raises(
-        NonFiniteError, match=rf"'w' would hold {kind} at \[2, 3\].*parent 'tune' is not finite"
-    ):
+    with pytest.raises(NonFiniteError, match=rf"'w' of parent 'tune' holds {kind} at \[2, 3\] \(1 of 20 "):
         (0.5 * base + 0.5 * tune).save(tmp_path / "out", sync=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_copied_tensor_is_checked_too(opened, tmp_path):
     _, tune = poisoned(opened, np.nan)
-    with pytest.raises(NonFiniteError, match=r"'w' would hold NaN at \[2, 3\].*'tune'"):
+    with pytest.raises(NonFiniteError, match=r"'w' of parent 'tune' holds NaN at \[2, 3\]"):
         tune.save(tmp_path / "out", sync=False)
     assert not (tmp_path / "out").exists()
 
@@ -165,11 +163,12 @@ def parents(tmp_path):
 )
 def test_a_damaged_cache_file_is_compiled_again(parents, tmp_path, damage):
     wanted = merge(parents, tmp_path / "one", tmp_path / "cache")
-    (kernel,) = (tmp_path / "cache/kernels").glob("*.o")
-    whole = kernel.read_bytes()
-    kernel.write_bytes(damage(whole))
+    kernels = {path: path.read_bytes() for path in (tmp_path / "cache/kernels").glob("*.o")}
+    assert kernels
+    for path, whole in kernels.items():
+        path.write_bytes(damage(whole))
     assert same_bytes(merge(parents, tmp_path / "two", tmp_path / "cache"), wanted)
-    assert kernel.read_bytes() == whole
+    assert {path: path.read_bytes() for path in kernels} == kernels
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(parents, tmp_path):
@@ -188,11 +187,12 @@ def test_the_cache_is_the_users_alone(parents, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="giving a file away needs root")
 def test_a_kernel_of_another_user_is_not_run(parents, tmp_path):
     wanted = merge(parents, tmp_path / "one", tmp_path / "cache")
-    (kernel,) = (tmp_path / "cache/kernels").glob("*.o")
-    os.chown(kernel, 12345, -1)
+    kernels = list((tmp_path / "cache/kernels").glob("*.o"))
+    assert kernels
+    for kernel in kernels:
+        os.chown(kernel, 12345, -1)
     assert same_bytes(merge(parents, tmp_path / "two", tmp_path / "cache"), wanted)
-    (kernel,) = (tmp_path / "cache/kernels").glob("*.o")
-    assert kernel.stat().st_uid == 0
+    assert {kernel.stat().st_uid for kernel in kernels} == {0}
 
 
 # plans

@@ -664,12 +664,8 @@ def test_nan_in_a_model_stops_the_merge(tmp_path, name):
     arrays[2]["m"][3, 4] = np.nan
     w = opened(tmp_path, base=arrays[0], a=arrays[1], b=arrays[2], c=arrays[3])
     models = [w["b"]] if name == "wise_ft" else [w[n] for n in "abc"]
-    # What DELLA drops is not looked at; PCB's sums over the whole model are NaN in every tensor.
-    options = {"della": {"density": 1.0}, "della_linear": {"density": 1.0}, "pcb": {"scope": "tensor"}}.get(
-        name, {}
-    )
-    with pytest.raises(NonFiniteError, match="tensor 'm' would hold NaN"):
-        run(name, w["base"], models, **options).save(tmp_path / "out")
+    with pytest.raises(NonFiniteError, match=r"tensor 'm' of parent 'b' holds NaN at \[3, 4\]"):
+        run(name, w["base"], models).save(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -25,7 +25,7 @@ from merganser.errors import MerganserError
 
 FORMAT = 1
 """Raised whenever emitted code for an unchanged program changes."""
-EMITTERS = ("elements.py", "loops.py", "writing.py", "product.py", "ranks.py", "divergence.py")
+EMITTERS = ("elements.py", "loops.py", "writing.py", "product.py", "ranks.py", "divergence.py", "finite.py")
 """The files that emit code."""
 Kernel = Callable[..., None]
 

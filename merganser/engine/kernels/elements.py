@@ -17,7 +17,7 @@ F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 STORAGE = {"F64": F64, "F32": F32, "F16": F16, "BF16": I16, "F8_E4M3": I8, "F8_E5M2": I8, "BOOL": I8}
 """The memory type of each dtype that is computed with."""
 BITS = {"F64": I64, "F32": I32, "F16": I16, "BF16": I16, "F8_E4M3": I8, "F8_E5M2": I8}
-_FINITE = {
+FINITE = {
     "F64": 0x7FF0000000000000,
     "F32": 0x7F800000,
     "F16": 0x7C00,
@@ -91,7 +91,7 @@ def _round_bf16(b: Builder, single: Value) -> Value:
 def not_finite(b: Builder, stored: Value, dtype: str) -> Value:
     """i1: whether a stored element is NaN or Inf."""
     bits = stored if stored.type == BITS[dtype] else b.bitcast(stored, BITS[dtype])
-    mask = BITS[dtype](_FINITE[dtype])
+    mask = BITS[dtype](FINITE[dtype])
     return b.icmp_unsigned("==", b.and_(bits, mask), mask)
 
 

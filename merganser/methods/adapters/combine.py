@@ -204,5 +204,7 @@ def _by_energy(
         space = product_workspace(outputs, inputs, sum(delta.rank for _, delta in one.parts))
         made = whole(spectrum, operands, energy, *scales, shapes=[(1,)] * 3, workspace=space)
         targets[name] = [total(number) for number in made]
-    values = compute_scalars(targets, vector.checkpoints, threads=threads, memory=memory)
+    values = compute_scalars(
+        targets, vector.checkpoints, threads=threads, memory=memory, allow_nonfinite=False
+    )
     return {name: (int(rank), kept, own) for name, (rank, kept, own) in values.items()}

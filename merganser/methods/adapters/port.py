@@ -109,7 +109,9 @@ def survival(
     parents = [*patch.checkpoints, *old.checkpoints, *new.checkpoints]
     if fresh is not None:
         parents += fresh.checkpoints
-    values = compute_scalars(targets, list(dict.fromkeys(parents)), threads=threads, memory=memory)
+    values = compute_scalars(
+        targets, list(dict.fromkeys(parents)), threads=threads, memory=memory, allow_nonfinite=False
+    )
     tensors, sums = {}, dict.fromkeys(("p2", "u2", "up", "old2", "f2", "fp", "r2"), 0.0)
     for name, numbers in values.items():
         found = dict(zip(keys[name], numbers, strict=True))

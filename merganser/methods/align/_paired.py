@@ -35,7 +35,7 @@ class Moments:
         own = self.shared.get(name, name)
         if own not in self.statistics:
             return None
-        found = np.asarray(self.statistics.compute(own), np.float64)
+        found = np.asarray(self.statistics.compute(own, allow_nonfinite=False), np.float64)
         wide = sum(sizes) + 1
         if found.shape != (wide, wide):
             raise RequestError(

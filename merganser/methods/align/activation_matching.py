@@ -123,9 +123,13 @@ def _given(joint: Values, models: _Models, name: str, theirs: str) -> Values:
     """The joint moments of what a layer gives, from those of what it takes in."""
     parts = []
     for weights, reading, own in zip((models.a, models.b), models.readings, (name, theirs), strict=True):
-        matrix = as_matrix(np.asarray(weights.compute(own), np.float64), reading, own)
+        matrix = as_matrix(np.asarray(weights.compute(own, allow_nonfinite=False), np.float64), reading, own)
         bias = own.removesuffix("weight") + "bias"
-        added = np.asarray(weights.compute(bias), np.float64) if bias in weights else np.zeros(len(matrix))
+        added = (
+            np.asarray(weights.compute(bias, allow_nonfinite=False), np.float64)
+            if bias in weights
+            else np.zeros(len(matrix))
+        )
         parts.append((matrix, added))
     (first, one), (second, two) = parts
     whole = np.zeros((len(first) + len(second) + 1, len(joint)))

@@ -235,7 +235,7 @@ class _Merging:
         if len(writes) > 1:
             raise AlgebraError(f"pleas: tensor {name!r} has neurons in two dimensions that it does not read")
         for which, (weights, own) in enumerate(((self.a, name), (self.b, theirs))):
-            values = np.asarray(weights.compute(own), np.float64)
+            values = np.asarray(weights.compute(own, allow_nonfinite=False), np.float64)
             for k, one in enumerate(maps):
                 if one is None:
                     continue
@@ -282,8 +282,14 @@ class _Merging:
 
     @staticmethod
     def _layer(weights: Weights, reading: Reading, name: str, has_bias: bool) -> Layer:
-        matrix = as_matrix(np.asarray(weights.compute(name), np.float64), reading, name)
-        added = weights.compute(name.removesuffix("weight") + "bias") if has_bias else np.zeros(len(matrix))
+        matrix = as_matrix(
+            np.asarray(weights.compute(name, allow_nonfinite=False), np.float64), reading, name
+        )
+        added = (
+            weights.compute(name.removesuffix("weight") + "bias", allow_nonfinite=False)
+            if has_bias
+            else np.zeros(len(matrix))
+        )
         return Layer(matrix, np.asarray(added, np.float64))
 
 

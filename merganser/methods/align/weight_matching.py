@@ -266,7 +266,7 @@ class _Models:
         name = self.names[which][key]
         found = self.kept[which].get(name)
         if found is None:
-            found = np.asarray((self.a, self.b)[which].compute(name))
+            found = np.asarray((self.a, self.b)[which].compute(name, allow_nonfinite=False))
             if found.nbytes <= self.spare:
                 self.spare -= found.nbytes
                 self.kept[which][name] = found

@@ -38,7 +38,7 @@ def narrow(
     if share is not None and not 0 < share <= 1:
         raise RequestError(f"share must be above 0 and at most 1, not {share}")
     keep = {}
-    norms = element_norms(weights, axis, norm, lambda name: compute(weights, name))
+    norms = element_norms(weights, axis, norm, lambda name: compute(weights, name, allow_nonfinite=False))
     for one in instances:
         old = reading.sizes[one]
         count = size if size is not None else max(1, round(old * (share or 0)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from merganser._facade import compute
 from merganser.algebra import Weights, axes
-from merganser.errors import AlgebraError, RequestError, listing
+from merganser.errors import RequestError, listing
 from merganser.methods.steps import step
 from merganser.methods.vocabulary._pursuit import Matrix, pursue
 from merganser.methods.vocabulary._shared import (
@@ -162,9 +162,7 @@ def _pursued(other: Vocabulary, missing: Ids, source: Ids, k: int) -> tuple[Ids,
         return rows, shares, residual
 
     def read(ids: Ids) -> Matrix:
-        values = compute(axes.take(other.weights, VOCAB, ids), other.embedding)
-        if not np.isfinite(values).all():
-            raise AlgebraError(f"{other.weights.label!r}: {other.embedding!r} holds NaN or Inf")
+        values = compute(axes.take(other.weights, VOCAB, ids), other.embedding, allow_nonfinite=False)
         return values.astype(np.float32, copy=False)
 
     atoms = read(atoms_of)
