@@ -179,7 +179,10 @@ def test_what_only_shows_numbers_shows_them_as_they_are_unless_asked_to_refuse(o
             ask()
 
 
-def test_integers_and_the_large_numbers_of_masks_pass(opened, tmp_path):
-    held = {"ids": np.array([-1, 2**62]), "masked_bias": np.array(-1e9, np.float32), "w": normal(3, 3)}
-    opened("m", held).save(tmp_path / "out", sync=False)
-    assert read_model(tmp_path / "out")["masked_bias"] == np.float32(-1e9)
+def test_what_nothing_computes_with_passes(opened, tmp_path):
+    held = {"h.position_ids": np.array([-1, 2**62]), "h.masked_bias": np.array(-np.inf, np.float32)}
+    a, b = (opened(name, held | {"w": normal(3, 3, seed=k)}) for k, name in enumerate("ab"))
+    (0.5 * a + 0.5 * b).save(tmp_path / "out", sync=False)
+    found = read_model(tmp_path / "out")
+    assert found["h.masked_bias"] == -np.inf
+    assert found["h.position_ids"].tolist() == [-1, 2**62]
