@@ -30,7 +30,7 @@ from merganser.algebra.rearranged import (
     taken,
 )
 from merganser.algebra.weights import Entry, Weights, need_numbers
-from merganser.architectures import Axis, NamedTensor, Reading, get_key, read, with_key
+from merganser.architectures import Axis, NamedTensor, Reading, read
 from merganser.architectures.notation import NORMS
 from merganser.architectures.reading import MOST_COPIES
 from merganser.checkpoint import Checkpoint
@@ -222,19 +222,12 @@ def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> We
         changed = any(i is not None for i in index)
         entries[name] = Entry(taken(entry.expression, index), entry.degree) if changed else entry
     sizes = {one: len(wanted[one]) if one in wanted else size for one, size in reading.sizes.items()}
-    tensors, config = dict(reading.tensors), dict(reading.config)
+    tensors = dict(reading.tensors)
     if axis in reading.family.indices:
         entries, tensors, sizes = _copies(reading, entries, sizes, axis, wanted)
-        for key, numbered in reading.family.lists.items():
-            values = get_key(config, key)
-            if numbered == axis and isinstance(values, list):
-                config = with_key(config, key, [values[k] for k in wanted[Axis(axis)]])
-        for key, numbered in reading.family.numbers.items():
-            values = get_key(config, key)
-            if numbered == axis and isinstance(values, list):
-                order = wanted[Axis(axis)].tolist()
-                config = with_key(config, key, [new for new, old in enumerate(order) if old in values])
-    return _changed(weights, entries, reading.resized(sizes, tensors, config))
+        if not reading.family.indices[axis].scope:
+            reading = reading.ordered(axis, [(reading, wanted[Axis(axis)].tolist())])
+    return _changed(weights, entries, reading.resized(sizes, tensors))
 
 
 def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights:
@@ -288,18 +281,9 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
         (late if after else begin).append((name, home.entry(name), named))
     entries = {n: e for n, e, _ in begin} | entries | {n: e for n, e, _ in late}
     tensors = {n: t for n, _, t in begin} | tensors | {n: t for n, _, t in late}
-    config = dict(reading.config)
-    for key, index in reading.family.lists.items():
-        lists = [get_key(reading_of(part).config, key) for part in cut]
-        if index == axis and all(isinstance(values, list) for values in lists):
-            config = with_key(config, key, [value for values in lists for value in values])
-    for key, index in reading.family.numbers.items():
-        lists = [get_key(reading_of(part).config, key) for part in cut]
-        if index == axis and all(isinstance(values, list) for values in lists):
-            starts = np.cumsum([0, *(_count(reading_of(part), axis) for part in cut)]).tolist()
-            moved = [value + at for values, at in zip(lists, starts, strict=False) for value in values]
-            config = with_key(config, key, moved)
-    return _changed(cut[0], entries, reading.resized(sizes, tensors, config), cut)
+    runs = [(reading_of(part), range(_count(reading_of(part), axis))) for part in cut]
+    reading = reading.ordered(axis, runs)
+    return _changed(cut[0], entries, reading.resized(sizes, tensors), cut)
 
 
 # Changing elements ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.resources import files
@@ -20,11 +21,13 @@ from merganser.architectures.notation import (
     TensorSpec,
     parse_module,
 )
+from merganser.architectures.positions import LIST, NUMBERS, PositionRule, parse_positions
 from merganser.errors import RequestError, did_you_mean
 
 KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
-    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "loaders",
+    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "positions",
+    "aliases", "proportional", "at_most", "rigid", "beyond", "loaders",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BRACKETS = 2000
@@ -127,6 +130,42 @@ class Family:
         """What is known of the stock loader of a model with this config."""
         return self.loaders.get(str(config.get("model_type")))
 
+    positions: tuple[PositionRule, ...] = ()
+    """What the loader takes from the number of a copy."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of config keys. Where config.json has both, the loader takes the other name's value."""
+    proportional: Mapping[str, str] = field(default_factory=dict)
+    """Config keys that grow and shrink with the number of copies: groups of so many experts each."""
+    at_most: Mapping[str, str] = field(default_factory=dict)
+    """Config keys that another key bounds."""
+    rigid: Mapping[str, str] = field(default_factory=dict)
+    """Axes whose number of elements is part of what each element means, and why: not moved, cut or padded."""
+    beyond: Mapping[str, str] = field(default_factory=dict)
+    """Config keys, by index, of copies after those that the index counts, which the loader passes over."""
+
+    def value(self, config: Mapping[str, Any], key: str) -> Any:
+        """What the loader takes for a (dotted) config key, None where it is missing or null."""
+        for alias in self._names.get(key, ()):
+            if (value := get_key(config, alias)) is not None:
+                return value
+        return get_key(config, key)
+
+    def put(self, config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+        """The config with one key changed, under every name that it has there."""
+        names = [alias for alias in self._names.get(key, ()) if get_key(config, alias) is not None]
+        if get_key(config, key) is not None or not names:
+            names.append(key)
+        for name in names:
+            config = with_key(config, name, value)
+        return dict(config)
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for alias, key in self.aliases.items():
+            found.setdefault(key, []).append(alias)
+        return found
+
     @cached_property
     def by_module(self) -> dict[str, list[TensorSpec]]:
         """The tensors of every module pattern."""
@@ -184,6 +223,30 @@ class Family:
         return found
 
 
+def get_key(config: Mapping[str, Any], key: str) -> Any:
+    """A config value by its dotted key, None where it is missing."""
+    value: Any = config
+    for word in key.split("."):
+        if isinstance(value, list) and word.isdigit() and int(word) < len(value):
+            value = value[int(word)]
+        elif isinstance(value, Mapping) and word in value:
+            value = value[word]
+        else:
+            return None
+    return value
+
+
+def with_key(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The config with one dotted key changed."""
+    changed = deepcopy(dict(config))
+    *outer, last = key.split(".")
+    inner: Any = changed
+    for word in outer:
+        inner = inner[int(word)] if isinstance(inner, list) else inner.setdefault(word, {})
+    inner[int(last) if isinstance(inner, list) else last] = value
+    return changed
+
+
 def template(name: str) -> str:
     """A tensor name with its numbers replaced by `#`."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
@@ -218,7 +281,7 @@ def parse_family(text: str, place: str) -> Family:
     for key in ("family", "model_types", "axes", "modules"):
         if key not in raw:
             raise FamilyError(f"{place}: lacks {key!r}")
-    for key in set(raw) - {"family", "model_types", "body", "wrappers", "require"}:
+    for key in set(raw) - {"family", "model_types", "body", "wrappers", "require", "positions"}:
         if not isinstance(raw[key], dict):
             raise FamilyError(f"{place}: {key}: expected a mapping")
     place = f"{place} ({raw['family']})"
@@ -249,6 +312,12 @@ def parse_family(text: str, place: str) -> Family:
         derived={str(index): tuple(keys) for index, keys in raw.get("derived", {}).items()},
         same=_same(raw.get("same", {}), place),
         loaders=parse_loaders(raw.get("loaders", {}), [str(kind) for kind in raw["model_types"]], place),
+        positions=parse_positions(raw.get("positions", []), place),
+        aliases=dict(raw.get("aliases", {})),
+        proportional=dict(raw.get("proportional", {})),
+        at_most=dict(raw.get("at_most", {})),
+        rigid=dict(raw.get("rigid", {})),
+        beyond=dict(raw.get("beyond", {})),
     )
     _check(family, place)
     return family
@@ -380,14 +449,12 @@ def _check(family: Family, place: str) -> None:
                 f"{place}: the size of {axis.name} is computed ({axis.size}), so config: must say which "
                 "key follows, or require: what holds it"
             )
-    for name, reason in (*family.fixed.items(), *family.inexact.items()):
+    for name, reason in (*family.fixed.items(), *family.rigid.items(), *family.inexact.items()):
         if name not in known or not isinstance(reason, str):
             raise FamilyError(
-                f"{place}: fixed and inexact give the name of an axis and a reason, not {name!r}"
+                f"{place}: fixed, rigid and inexact give the name of an axis and a reason, not {name!r}"
             )
-    for key, index in (*family.lists.items(), *family.numbers.items(), *((i, i) for i in family.derived)):
-        if index not in family.indices:
-            raise FamilyError(f"{place}: lists: {key}: there is no index {index!r}")
+    _check_copies(family, place)
     for name in (n for pair in family.tied.items() for n in pair):
         if name not in patterns:
             raise FamilyError(f"{place}: tied: no line names the tensor {name}{did_you_mean(name, patterns)}")
@@ -423,6 +490,28 @@ def _check(family: Family, place: str) -> None:
                 raise FamilyError(
                     f"{place}: experts: there is no module {module}{did_you_mean(module, family.by_module)}"
                 )
+
+
+def _check_copies(family: Family, place: str) -> None:
+    """What config keys say of copies."""
+    counted = (
+        *family.lists.items(),
+        *family.numbers.items(),
+        *family.proportional.items(),
+        *((index, index) for index in (*family.derived, *family.beyond)),
+        *((rule.name, rule.index) for rule in family.positions),
+    )
+    for key, index in counted:
+        if index not in family.indices:
+            raise FamilyError(f"{place}: {key}: there is no index {index!r}")
+    for rule in family.positions:
+        if rule.index not in rule.entry.names and f"[{rule.index}]" not in rule.entry.text:
+            raise FamilyError(f"{place}: positions: {rule.entry} does not depend on {rule.index}")
+        if other := sorted(set(rule.model_types) - set(family.model_types)):
+            raise FamilyError(f"{place}: positions: {other[0]!r} is none of the model types")
+        homes = {LIST: family.lists, NUMBERS: family.numbers}.get(rule.way)
+        if homes is not None and rule.keys[0] not in homes:
+            raise FamilyError(f"{place}: positions: {rule.keys[0]} must stand under lists: or numbers: too")
 
 
 def _check_norms(family: Family, place: str) -> None:

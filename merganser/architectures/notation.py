@@ -153,6 +153,9 @@ class Missing(Exception):
     """A config key that a formula needs is not there."""
 
 
+NULL = object()
+"""What a lookup may return for a key that is there and holds null, which `key is None` asks for."""
+
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -173,7 +176,9 @@ class Formula:
     """Arithmetic on names: `+ - * // %`, `==`, `<=`, parentheses, and `a or b` for a name that may be missing or null.
 
     Names may be dotted (`vision_config.hidden_size`); the name of a list or a mapping stands for its
-    length, and `depths[0]` for the first of a list. Nothing else is understood, so nothing else can happen.
+    length, and `depths[0]` for the first of a list. Rules say more: `a and b`, `not a`, `a if b else c`, words in
+    quotes, `layer in mlp_only_layers`, `no_rope_layers[layer]`, and `key is None` where the key is there and null.
+    Nothing else is understood, so nothing else can happen.
     """
 
     text: str
@@ -199,7 +204,7 @@ class Formula:
 
         def look(node: ast.AST) -> None:
             if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
-                found[_dotted(node)] = None
+                found[_dotted(node).partition("[")[0]] = None
             else:
                 for child in ast.iter_child_nodes(node):
                     look(child)
@@ -212,13 +217,10 @@ class Formula:
         return self._value(self._tree, lookup)
 
     def _value(self, node: ast.expr, lookup: Callable[[str], Any]) -> Any:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | str):
             return node.value
         if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
-            name = _dotted(node)
-            value = lookup(name)
-            if value is None:
-                raise Missing(name)
+            value = self._found(node, lookup)
             return len(value) if isinstance(value, dict | list) else value
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
             for part in node.values[:-1]:
@@ -227,15 +229,55 @@ class Formula:
                 except Missing:
                     continue
             return self._value(node.values[-1], lookup)
+        if isinstance(node, ast.BoolOp):
+            return all(self._value(part, lookup) for part in node.values)
+        if isinstance(node, ast.IfExp):
+            return self._value(node.body if self._value(node.test, lookup) else node.orelse, lookup)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return not self._value(node.operand, lookup)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -self._value(node.operand, lookup)
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             left, right = self._value(node.left, lookup), self._value(node.right, lookup)
             if isinstance(node.op, ast.FloorDiv | ast.Mod) and not right:
                 raise FamilyError(f"division by zero in {self.text!r}")
             return _OPERATORS[type(node.op)](left, right)
-        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
-            compare = _OPERATORS[type(node.ops[0])]
-            return compare(self._value(node.left, lookup), self._value(node.comparators[0], lookup))
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            (kind,), (other,) = node.ops, node.comparators
+            if type(kind) in _OPERATORS:
+                return _OPERATORS[type(kind)](self._value(node.left, lookup), self._value(other, lookup))
+            if isinstance(kind, ast.In | ast.NotIn):
+                return (self._value(node.left, lookup) in self._list(other, lookup)) == isinstance(
+                    kind, ast.In
+                )
+            if (
+                isinstance(kind, ast.Is | ast.IsNot)
+                and isinstance(other, ast.Constant)
+                and other.value is None
+            ):
+                return (lookup(_dotted(node.left)) is NULL) == isinstance(kind, ast.Is)
         raise FamilyError(f"the formula {self.text!r} has something that formulas cannot say")
+
+    def _found(self, node: ast.expr, lookup: Callable[[str], Any]) -> Any:
+        name = _dotted(node)
+        value = lookup(name)
+        if value is None or value is NULL:
+            raise Missing(name)
+        return value
+
+    def _list(self, node: ast.expr, lookup: Callable[[str], Any]) -> list[Any]:
+        """A list that a key holds, `key or []` for one that may be missing."""
+        if isinstance(node, ast.List) and not node.elts:
+            return []
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+            try:
+                return self._list(node.values[0], lookup)
+            except Missing:
+                return self._list(node.values[-1], lookup)
+        value = self._found(node, lookup)
+        if not isinstance(value, list):
+            raise FamilyError(f"the formula {self.text!r} asks for a list, and config.json has {value!r}")
+        return value
 
     def __str__(self) -> str:
         return self.text
@@ -252,6 +294,8 @@ def _dotted(node: ast.AST) -> str:
         and isinstance(node.slice.value, int)
     ):
         return f"{_dotted(node.value)}.{node.slice.value}"
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Name):
+        return f"{_dotted(node.value)}[{node.slice.id}]"
     raise FamilyError(
         "a formula names config keys, key.key or key[0], and nothing else before a dot or a bracket"
     )

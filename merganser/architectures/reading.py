@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from merganser.architectures.family import AxisSpec, Family, family_of, known_model_types
+from merganser.architectures import positions
+from merganser.architectures.family import AxisSpec, Family, family_of, get_key, known_model_types, with_key
 from merganser.architectures.notation import Dimension, Formula, Missing, TensorSpec
+from merganser.architectures.positions import Move, PositionRule, Values
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean, listing
 
@@ -60,7 +62,9 @@ class Reading:
     """What a family file says about one model.
 
     `sizes` are those of the axes (elements) and of the indices (copies). `tensors` are in the order of the checkpoint;
-    `missing` are optional tensors that the model does not have and tied ones that its files do not hold.
+    `missing` are optional tensors that the model does not have and tied ones that its files do not hold. `places` is
+    what the loader took from the number of each copy, once copies have moved; before that the config says it. `moves`
+    is how they have.
     """
 
     family: Family
@@ -69,6 +73,8 @@ class Reading:
     tensors: Mapping[str, NamedTensor]
     prefix: str
     source: str
+    places: Mapping[PositionRule, Values] = field(default_factory=dict)
+    moves: Mapping[str, Move] = field(default_factory=dict)
 
     def instances(self, name: str) -> list[Axis]:
         """The axes of that name, in order. Raises `RequestError` for a name that the family lacks."""
@@ -132,45 +138,136 @@ class Reading:
         sizes: Mapping[Axis, int],
         tensors: Mapping[str, NamedTensor],
         config: Mapping[str, Any] | None = None,
+        places: Mapping[PositionRule, Values] | None = None,
     ) -> Reading:
         """The reading of a changed model. Its config follows when the plan is made, by `followed`.
 
         So sizes that belong together (heads and residual, where the loader takes their quotient) may change one by one.
         """
         return replace(
-            self, sizes=dict(sizes), tensors=dict(tensors), config=deepcopy(dict(config or self.config))
+            self,
+            sizes=dict(sizes),
+            tensors=dict(tensors),
+            config=deepcopy(dict(config or self.config)),
+            places=self.places if places is None else places,
         )
+
+    def placed(self, index: str) -> dict[PositionRule, Values]:
+        """What the loader takes from the number of each copy of an index.
+
+        Raises `AlgebraError` where a list of config.json has another length.
+        """
+        count = self.sizes.get(Axis(index), 0)
+        found = {}
+        for rule in positions.rules_of(self.family, self.config, index):
+            values = self.places.get(rule)
+            try:
+                values = (
+                    positions.values_of(self.family, self.config, rule, count) if values is None else values
+                )
+            except AlgebraError as error:
+                raise self.refused(str(error)) from None
+            if values is not None:
+                found[rule] = values
+        return found
+
+    def ordered(self, index: str, runs: Sequence[tuple[Reading, Sequence[int]]]) -> Reading:
+        """The reading with the config and the places of copies put together from models (this one first).
+
+        `runs` are models and the numbers of their copies. Raises `AlgebraError` where one model has for its copies what
+        another has not.
+        """
+        config: dict[str, Any] = dict(self.config)
+        for key in (key for key, of in self.family.lists.items() if of == index):
+            lists = [reading.listed(key, index) for reading, _ in runs]
+            moved = [
+                values[k] for values, (_, order) in zip(lists, runs, strict=True) if values for k in order
+            ]
+            if None not in lists:
+                config = self.family.put(config, key, moved)
+        for key in (key for key, of in self.family.numbers.items() if of == index):
+            numbers = [self.family.value(reading.config, key) for reading, _ in runs]
+            if all(isinstance(values, list) for values in numbers):
+                there = [k in values for values, (_, order) in zip(numbers, runs, strict=True) for k in order]
+                config = self.family.put(config, key, [k for k, named in enumerate(there) if named])
+        places = {rule: values for rule, values in self.places.items() if rule.index != index}
+        places |= self._joined(index, runs)
+        moves = {**self.moves, index: positions.followed_moves([r.move(index).taken(o) for r, o in runs])}
+        return replace(
+            self, config=positions.said(self.family, config, places, None), places=places, moves=moves
+        )
+
+    def move(self, index: str) -> Move:
+        """How the copies of an index have moved since the model was read."""
+        count = self.sizes.get(Axis(index), 0)
+        return self.moves.get(index) or Move(
+            self.source, self.config, self.placed(index), tuple(range(count))
+        )
+
+    def _joined(
+        self, index: str, runs: Sequence[tuple[Reading, Sequence[int]]]
+    ) -> dict[PositionRule, Values]:
+        """What the loader takes from the number of every copy, of models one after the other."""
+        found = [positions.taken(reading.placed(index), order) for reading, order in runs]
+        places = {}
+        for rule in dict.fromkeys(rule for part in found for rule in part):
+            if all(rule in part for part in found):
+                places[rule] = tuple(value for part in found for value in part[rule])
+            elif rule in found[0] or len({value for part in found for value in part.get(rule, ())}) > 1:
+                sources = {
+                    rule in part: reading.source for part, (reading, _) in zip(found, runs, strict=True)
+                }
+                raise self.refused(
+                    f"the {index}s of {sources[True]} are told apart by {rule.name} and those of {sources[False]} are "
+                    f"not, and one config.json cannot say both. Take the {index}s of models that agree in model_type "
+                    "and in these keys"
+                )
+        return places
+
+    def listed(self, key: str, index: str) -> list[Any] | None:
+        """A config list with one entry for each copy, None where config.json has none."""
+        values = self.family.value(self.config, key)
+        if not isinstance(values, list):
+            return None
+        if len(values) != (count := self.sizes.get(Axis(index), len(values))):
+            raise self.refused(
+                f"config.json's {key} has {len(values)} entries and there are {count} of {index}"
+            )
+        return values
 
     def followed(self) -> dict[str, Any]:
         """config.json for the axes as they are now.
 
         Raises `AlgebraError` where the stock loader has no way to say what the axes have become.
         """
+        family = self.family
         config = deepcopy(dict(self.config))
-        before = _sizes(self.family, self.config, self.source)
-        common = {name: self._common(name) for name in (*self.family.indices, *self.family.axes)}
+        before = _sizes(family, self.config, self.source)
+        common = {name: self._common(name) for name in (*family.indices, *family.axes)}
         wanted = self._wanted(common)
         for key, value in wanted.items():
-            if isinstance(_get(config, key), int):
-                _set(config, key, value)
-        _check_rules(self.family, common, config, self.refused, before)
+            if isinstance(family.value(config, key), int):
+                config = family.put(config, key, value)
+        config = self._in_proportion(config, before, common)
+        config = positions.said(family, config, self.places, self._unsayable)
+        _check_rules(family, common, config, self.refused, before)
         self.check_presence(config, self.refused)
         if self._lost(common, config):
             for key, value in wanted.items():
-                if _get(config, key) is None:
-                    _set(config, key, value)
+                if family.value(config, key) is None:
+                    config = family.put(config, key, value)
         for name, size in self._lost(common, config).items():
-            spec = self.family.axis(name)
+            spec = family.axis(name)
             raise self.refused(
                 f"{name} would be {common[name]}, and the stock loader takes it from config.json as {spec.size} "
                 f"= {size}; no key can say anything else"
             )
-        for index, keys in self.family.derived.items():
+        for index, keys in family.derived.items():
             if common.get(index) != before.get(index):
                 for key in keys:
                     config.pop(key, None)
-        for key, index in self.family.lists.items():
-            values = _get(config, key)
+        for key, index in family.lists.items():
+            values = family.value(config, key)
             if isinstance(values, list) and len(values) != (common.get(index) or len(values)):
                 raise self.refused(
                     f"config.json's {key} has {len(values)} entries and there are {common[index]} of {index}"
@@ -180,6 +277,47 @@ class Reading:
     def said(self) -> dict[str, int]:
         """What the config's keys of sizes are for the axes as they are, whether or not config.json has them."""
         return self._wanted({name: self._common(name) for name in (*self.family.indices, *self.family.axes)})
+
+    def _unsayable(self, rule: PositionRule, text: str) -> AlgebraError:
+        move = self.moves.get(rule.index)
+        order = move.sayable(self.family) if move else None
+        if order is None:
+            return self.refused(f"{text}. Leave every {rule.index} at the number that it has")
+        numbers = positions.as_text(order)
+        step = (
+            f"layers: {numbers}"
+            if rule.index == "layer"
+            else f"layers: {{keep: '{numbers}', index: {rule.index}}}"
+        )
+        return self.refused(f"{text}. It can say this one: {step}")
+
+    def _in_proportion(
+        self, config: dict[str, Any], before: Mapping[str, int], common: Mapping[str, int | None]
+    ) -> dict[str, Any]:
+        """Counts that go with the number of copies: groups of as many experts each, runs of a group of layers."""
+        family = self.family
+        for key, index in family.proportional.items():
+            old, new, held = before.get(index), common.get(index), family.value(config, key)
+            if not isinstance(held, int) or not old or new is None or new == old or held in (0, 1):
+                continue
+            if old % held == 0 and new % (old // held):
+                each = old // held
+                raise self.refused(
+                    f"there would be {new} of {index}, and the stock loader has them in groups of {each} ({key}); the "
+                    f"nearest legal numbers are {new // each * each or each} and {(new // each + 1) * each}"
+                )
+            if old % held and held % old:
+                raise self.refused(
+                    f"there would be {new} of {index}, and the stock loader shares {key} ({held}) among them; {held} "
+                    f"is no multiple of {old}, so no other number gives each what it has. Leave all {old} of {index}"
+                )
+            config = family.put(config, key, held * new // old)
+        for key, bound in family.at_most.items():
+            least, held = family.value(config, bound), family.value(config, key)
+            changed = least != family.value(self.config, bound)
+            if changed and isinstance(held, int) and isinstance(least, int) and held > least:
+                config = family.put(config, key, least)
+        return config
 
     def check_presence(self, config: Mapping[str, Any], refused: Any) -> None:
         """Whether tensors that only some copies have are there in those and in no other."""
@@ -207,7 +345,7 @@ class Reading:
     def _present(self, rule: Formula, at: Iterable[tuple[str, int]], config: Mapping[str, Any]) -> bool:
         place = dict(at)
         try:
-            return bool(rule(lambda name: place[name] if name in place else _get(config, name)))
+            return bool(rule(lambda name: place[name] if name in place else self.family.value(config, name)))
         except Missing:
             return True
 
@@ -302,7 +440,7 @@ def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -
         if shape != expected:
             axes = " ".join(map(str, named.spec.dims))
             told = ", ".join(
-                f"{spec.name} = {sizes[spec.name]} (config.json: {spec.size})"
+                f"{spec.name} = {sizes.get(spec.name, 'not given')} (config.json: {spec.size})"
                 for spec in _specs(family, named.spec)
             )
             raise CheckpointError(
@@ -356,9 +494,10 @@ def _sizes(family: Family, config: Mapping[str, Any], source: str) -> dict[str, 
     def looked_up(name: str) -> Any:
         if name in sizes:
             return sizes[name]
-        if loader is not None and name not in config and name in loader.defaults:
-            return loader.defaults[name]
-        return _get(config, name)
+        value = family.value(config, name)
+        if value is None and loader is not None and name not in config:
+            return loader.defaults.get(name)
+        return value
 
     for spec in (*family.indices.values(), *family.axes.values()):
         try:
@@ -465,7 +604,7 @@ def _check_rules(
     """What the loader takes for granted about sizes."""
 
     def looked_up(name: str) -> Any:
-        return sizes[name] if sizes.get(name) is not None else _get(config, name)
+        return sizes[name] if sizes.get(name) is not None else family.value(config, name)
 
     for rule in (rule.formula for rule in family.require if rule.concerns(config)):
         try:
@@ -509,33 +648,4 @@ def _nearest(
     return f"{text}; or with another step, {' or '.join(together)}" if together else text
 
 
-def _get(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for word in key.split("."):
-        if isinstance(value, list) and word.isdigit() and int(word) < len(value):
-            value = value[int(word)]
-        elif isinstance(value, Mapping) and word in value:
-            value = value[word]
-        else:
-            return None
-    return value
-
-
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    *outer, last = key.split(".")
-    inner: Any = config
-    for word in outer:
-        inner = inner[int(word)] if isinstance(inner, list) else inner.setdefault(word, {})
-    inner[int(last) if isinstance(inner, list) else last] = value
-
-
-def get_key(config: Mapping[str, Any], key: str) -> Any:
-    """A config value by its dotted key, None where it is missing."""
-    return _get(config, key)
-
-
-def with_key(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The config with one dotted key changed."""
-    changed = deepcopy(dict(config))
-    _set(changed, key, value)
-    return changed
+__all__ = ["Axis", "NamedTensor", "Reading", "get_key", "read", "read_as", "read_tensors", "with_key"]

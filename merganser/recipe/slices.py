@@ -209,6 +209,7 @@ def joined_modules(parts: Sequence[tuple[str, Weights]]) -> Weights:
     reading = axes.reading_of(first)
     entries = {name: first.entry(name) for name in first}
     tensors, sizes = dict(reading.tensors), dict(reading.sizes)
+    copies = reading
     checkpoints = {id(c): c for c in first.checkpoints}
     notes = list(first.notes)
     for axis, other in parts[1:]:
@@ -231,11 +232,12 @@ def joined_modules(parts: Sequence[tuple[str, Weights]]) -> Weights:
             for one, size in theirs.sizes.items()
             if one.name == axis or axis in scope(one.name).scope
         }
+        copies = copies.ordered(axis, [(theirs, range(theirs.sizes[Axis(axis)]))])
         checkpoints |= {id(c): c for c in other.checkpoints}
         notes += other.notes
     return first._with(
         entries,
-        reading=reading.resized(sizes, tensors),
+        reading=copies.resized(sizes, tensors),
         checkpoints=tuple(checkpoints.values()),
         notes=tuple(notes),
     )
