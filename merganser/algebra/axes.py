@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from merganser.algebra.agreement import check_agreement
 from merganser.algebra.expression import Expression, apply
 from merganser.algebra.rearranged import (
     Array,
@@ -250,7 +249,6 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
             f"stack: {axis} does not number parts of the whole model (those are {listing(known)})"
         )
     _same_but(readings, axis)
-    check_agreement([weights for weights, _ in parts], {*reading.family.lists, *reading.family.numbers})
     cut = [_copied(weights, axis, keep) for weights, keep in parts]
     entries: dict[str, Entry] = {}
     tensors: dict[str, NamedTensor] = {}

@@ -98,6 +98,20 @@ _EMBEDDING_KEY = re.compile(
 )
 _NOT_OF_THE_BASE = {"base_layer", "lora_A", "lora_B", "modules_to_save", "original_module"}
 _MERGE = "Merge it in PEFT first (merge_and_unload) and open the merged model"
+_BESIDE = "Merge the models alone, and load this adapter onto the result in PEFT"
+_REMEDIES = {
+    "alora_invocation_tokens": _BESIDE,
+    "arrow_config": _BESIDE,
+    "lora_bias": (
+        "Where the layers have biases, merge it in PEFT first (merge_and_unload) and open the merged model; where they "
+        "have none, no weights can say it: merge the models alone, and load this adapter onto the result in PEFT"
+    ),
+    "layer_replication": (
+        "Make that base (merge_method: passthrough with the same ranges as slices), set layer_replication to null in "
+        "a copy of the adapter, and add the copy to it. PEFT's own merge adds the changes of all copies to each"
+    ),
+}
+"""The ways out that are not `_MERGE`, by setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +218,7 @@ def _read_config(path: Path) -> _Config:
     if method in WITHOUT_WEIGHTS:
         bad(
             f"peft_type is {_shown(method)}, which changes no weights of the model but what runs beside them, so "
-            "there is nothing to merge. Merge the models alone, and load this adapter onto the result in PEFT"
+            f"there is nothing to merge. {_BESIDE}"
         )
     if method != "LORA":
         bad(
@@ -213,7 +227,7 @@ def _read_config(path: Path) -> _Config:
     known = READ | HARMLESS.keys() | REFUSED.keys()
     for key, held in told.items():
         if key in REFUSED and held:
-            bad(f"{key} is {_shown(held)}: {REFUSED[key]}. {_MERGE}")
+            bad(f"{key} is {_shown(held)}: {REFUSED[key]}. {_REMEDIES.get(key, _MERGE)}")
         if key not in known and held:
             near = did_you_mean(key, known)
             bad(

@@ -83,7 +83,14 @@ def _tell_kept(out: Path, note: Mapping[str, Any]) -> None:
     live = {f"{module}.weight": name for name, module in note["live_modules"].items()}
     shares = {name: held / note["norms"][live.get(name, name)] ** 2 for name, held in kept.items()}
     least = min(shares, key=lambda name: shares[name])
+    lost = f"; without the {len(note['lost'])} tensors that are lost" if note["lost"] else ""
     console.say(
         f"kept {math.fsum(kept.values()) / whole:.2%} of the squared norm of the change, least in {least} "
-        f"({shares[least]:.2%})"
+        f"({shares[least]:.2%}){lost}"
+    )
+    console.say(
+        f"its modules are those of {note['live_class']}"
+        if note["live_class"]
+        else "its modules are called as in the files: what transformers calls them is not known for this model, so see "
+        "in PEFT that no keys are missing"
     )

@@ -111,7 +111,6 @@ class Recipe:
     parameters: Mapping[str, Setting]
     vocabulary: Vocabulary | None
     mismatch: Policy | None
-    allow: tuple[str, ...]
     dtype: str | None
     seed: int | None
     degree: float | None

@@ -13,7 +13,7 @@ from merganser._facade import compute_scalars
 from merganser.algebra import Expression, LowRank, Weights, axes, total
 from merganser.algebra.computed import whole
 from merganser.algebra.selection import matching
-from merganser.architectures.live_names import LiveClass, live_class, stored_names
+from merganser.architectures.live_names import LiveClass, live_class, stored_names, version
 from merganser.errors import AlgebraError, MerganserError, RequestError, listing
 from merganser.methods.adapters import _svd
 from merganser.methods.adapters._layout import Factors, Kind, module_of, sides, written
@@ -118,7 +118,7 @@ def extract(
         if name in wanted:
             lost[name] = {"norm": None, "why": why}
         else:
-            excluded[name] = None
+            excluded[name] = why
     if lost and not allow_loss:
         _refuse_loss(vector, lost, unlike)
     chosen = {name: kind for name, kind in kinds.items() if name not in zero}
@@ -141,6 +141,9 @@ def extract(
         "rank": distinct[0] if len(distinct) == 1 else [distinct[0], distinct[-1]],
         "energy": energy,
         "norms": {name: norms[name] for name in chosen},
+        "live_class": None
+        if modules_of.live is None
+        else f"{modules_of.live.name} (transformers {version()})",
         "live_modules": {name: live for name in chosen if (live := modules_of.name(name)) != module_of(name)},
         "modules_without_change": [module_of(name) for name in zero],
         "lost": lost,
@@ -322,11 +325,11 @@ def _left_out(
     modules: _Modules,
     kinds: dict[str, Kind],
     wanted: Collection[str],
-) -> tuple[dict[str, dict[str, Any]], dict[str, float | None], list[str]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, float | str], list[str]]:
     """Changes that the adapter lacks, those left out by a pattern (by norm), and chosen tensors without change."""
     embedding = _embeddings(vector)
     lost: dict[str, dict[str, Any]] = {}
-    excluded: dict[str, float | None] = {}
+    excluded: dict[str, float | str] = {}
     for name in norms:
         if name in kinds or norms[name] == 0.0:
             continue
