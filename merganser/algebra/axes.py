@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from merganser.algebra.agreement import check_agreement
 from merganser.algebra.expression import Expression, apply
 from merganser.algebra.rearranged import (
     Array,
@@ -249,6 +250,7 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
             f"stack: {axis} does not number parts of the whole model (those are {listing(known)})"
         )
     _same_but(readings, axis)
+    check_agreement([weights for weights, _ in parts], {*reading.family.lists, *reading.family.numbers})
     cut = [_copied(weights, axis, keep) for weights, keep in parts]
     entries: dict[str, Entry] = {}
     tensors: dict[str, NamedTensor] = {}

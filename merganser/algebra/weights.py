@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merganser.algebra.agreement import check_agreement
 from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number, apply, walk
 from merganser.algebra.live import onto
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
+from merganser.architectures.meaning import check_keys
 from merganser.checkpoint import Checkpoint
 from merganser.checkpoint.tensor import same_content
-from merganser.errors import AlgebraError, did_you_mean, listing
+from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
 
 if TYPE_CHECKING:
     from merganser.architectures import Reading
@@ -49,6 +51,7 @@ class Weights(Mapping[str, Expression]):
     origin that were left out on purpose (`select`, `drop`). `aliases` are names that stand for another tensor because
     the two are tied (an output head that shares the embedding): they answer where another parent holds both.
     `reading` is what an operation on named axes made of the origin's axes and config; None while they are as they were.
+    `allowed` are config keys in which these weights may contradict those that they are joined with (`allow`).
     `files` are small files that stand in for the origin's (None: taken away). `notes` are what operations report of
     themselves; they end in the manifest. `stem` names the tensor file of a saved result: `model`, or `adapter_model`
     for the factors of an adapter, which lie in one file.
@@ -57,6 +60,7 @@ class Weights(Mapping[str, Expression]):
     __slots__ = (
         "_entries",
         "aliases",
+        "allowed",
         "checkpoints",
         "dropped",
         "files",
@@ -80,6 +84,7 @@ class Weights(Mapping[str, Expression]):
         files: Mapping[str, bytes | None] | None = None,
         notes: tuple[Mapping[str, Any], ...] = (),
         stem: str = "model",
+        allowed: frozenset[str] = frozenset(),
     ) -> None:
         self._entries = dict(entries)
         self.aliases = dict(aliases or {})
@@ -91,6 +96,7 @@ class Weights(Mapping[str, Expression]):
         self.files = dict(files or {})
         self.notes = notes
         self.stem = stem
+        self.allowed = allowed
 
     # A mapping ----------------------------------------------------------------------------------------------------
 
@@ -250,12 +256,23 @@ class Weights(Mapping[str, Expression]):
                 f"{other.label!r} would put in tensors that {self.label!r} lacks: {listing(unknown)}"
                 f"{did_you_mean(unknown[0], self._entries)}"
             )
+        check_agreement((self, other))
         entries = {name: other._entries.get(name, entry) for name, entry in self._entries.items()}
         return self._with(entries, checkpoints=_joined(self.checkpoints, other.checkpoints))
 
     def relabel(self, label: str) -> Weights:
         """The same weights under another name (in errors, and as the key of random draws)."""
         return self._with(self._entries, label=label)
+
+    def allow(self, *keys: str) -> Weights:
+        """The same weights, which may contradict others in these keys of config.json (`rope_theta`, `model_type` ...).
+
+        Weights whose configs give tensors another meaning are joined only so. What the result then takes is the config
+        of the weights whose names it has. Raises `RequestError` for a key that no loader has.
+        """
+        if wrong := check_keys(keys):
+            raise RequestError(f"allow: {wrong}")
+        return self._with(self._entries, allowed=self.allowed | set(keys))
 
     def with_files(self, files: Mapping[str, bytes | None]) -> Weights:
         """The same weights with other small files beside them: content by name, None for one to leave out."""
@@ -276,6 +293,7 @@ class Weights(Mapping[str, Expression]):
             "files": self.files,
             "notes": self.notes,
             "stem": self.stem,
+            "allowed": self.allowed,
         }
         return Weights(entries, **(kept | changes))
 
@@ -331,6 +349,7 @@ def combine_named(
     parts = list(parts)
     first = parts[0]
     need_numbers(checkpoint for part in parts for checkpoint in part.checkpoints)
+    check_agreement(parts)
     for part in parts[1:]:
         _need_names(first, part)
     entries = {}
@@ -344,7 +363,8 @@ def combine_named(
             made = function(name, *expressions)
             entries[name] = Entry(made, entry.degree if degree is None else degree)
     checkpoints = _joined(*(part.checkpoints for part in parts))
-    return first._with(entries, checkpoints=checkpoints)
+    allowed = frozenset().union(*(part.allowed for part in parts))
+    return first._with(entries, checkpoints=checkpoints, allowed=allowed)
 
 
 def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
@@ -354,6 +374,8 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         number = float(b)
         return a.map(lambda _, expression: apply(operation, expression, number))
     need_numbers((*a.checkpoints, *b.checkpoints))
+    if operation in ("add", "sub"):
+        check_agreement((a, b))
     named, other, sparse = _roles(operation, a, b)
     if sparse and (settled := onto(named, other)) is not other:
         a, b, other = (settled, b, settled) if other is a else (a, settled, settled)
@@ -390,6 +412,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         reading=named.reading,
         files=named.files,
         notes=named.notes,
+        allowed=a.allowed | b.allowed,
     )
 
 

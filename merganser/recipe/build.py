@@ -16,6 +16,7 @@ from merganser.checkpoint import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
 from merganser.methods import Parameter
 from merganser.methods.merge._statistics import UNOBSERVED, unobserved_note
+from merganser.recipe.agreement import agreed
 from merganser.recipe.experts import Mixture, build_mixture
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source
 from merganser.recipe.mismatch import Conformed, conform, deeper, misfits
@@ -93,7 +94,10 @@ class _Kitchen:
         if id(document) not in self.made:
             weights, fields = self.result(document)
             self.made[id(document)] = as_saved(weights, fields["dtype"])
-        weights = self.made[id(document)].relabel(model.label)
+        made = self.made[id(document)]
+        weights = made._with(
+            {name: made.entry(name) for name in made}, label=model.label, allowed=frozenset()
+        )
         if reference.lora is None:
             return weights
         return _with_lora(weights, self._opened(reference.lora, f"{model.label}/lora", recipe.directory))
@@ -157,6 +161,7 @@ class _Merge:
             need_numbers(checkpoint for weights in self.opened for checkpoint in weights.checkpoints)
         if recipe.base is not None:
             self.opened = [onto(self.opened[recipe.base], weights) for weights in self.opened]
+        differ = self._agree()
         if recipe.dtype == "float64":
             self.opened = [_widened(weights) for weights in self.opened]
         simple = all(not part.sliced for part in recipe.parts)
@@ -180,6 +185,8 @@ class _Merge:
         ):  # layers have other numbers there
             setting.check_patterns(list(weights))
         weights = self._note_idle(weights, names)
+        if differ is not None:
+            weights = weights.with_note(differ)
         if self.unobserved:
             weights = weights.with_note(unobserved_note(recipe.method.name, list(self.unobserved)))
         if files:
@@ -193,6 +200,19 @@ class _Merge:
             except (RequestError, AlgebraError) as error:
                 raise type(error)(f"{call.place}: {error}") from error
         return weights
+
+    def _agree(self) -> dict[str, Any] | None:
+        """Whether the models mean the same by their tensors; a note of contradictions that were let by."""
+        recipe = self.recipe
+        self.opened, note = agreed(
+            self.opened,
+            recipe.merged,
+            recipe.merged[0] if recipe.base is None else recipe.base,
+            recipe.allow,
+            mergekit=recipe.mergekit,
+            place=recipe.source,
+        )
+        return note
 
     def _note_idle(self, weights: Weights, names: Sequence[str]) -> Weights:
         """The weights with a note of filters and patterns that no tensor has; mergekit's filters may be idle."""

@@ -46,6 +46,8 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
         found["vocabulary"] = recipe.vocabulary.canonical
     if recipe.mismatch is not None:
         found["mismatch"] = recipe.mismatch.canonical
+    if recipe.allow:
+        found["allow"] = list(recipe.allow)
     if recipe.steps:
         found["steps"] = [{call.step.name: call.raw} for call in recipe.steps]
     if recipe.documents:

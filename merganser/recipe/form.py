@@ -111,6 +111,7 @@ class Recipe:
     parameters: Mapping[str, Setting]
     vocabulary: Vocabulary | None
     mismatch: Policy | None
+    allow: tuple[str, ...]
     dtype: str | None
     seed: int | None
     degree: float | None

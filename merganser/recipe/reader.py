@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merganser.checkpoint.dtypes import parse_dtype
 from merganser.errors import RequestError, did_you_mean
 from merganser.methods import Method, Parameter, get, get_step
+from merganser.recipe.agreement import read_allow
 from merganser.recipe.canonical import canonical
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source, StepCall
 from merganser.recipe.mismatch import read_policy
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _SHARED = (
     "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template", "mismatch", "degree", "name",
+    "tokenizer", "chat_template", "mismatch", "allow", "degree", "name",
 )  # fmt: skip
 _OWN_KEYS = ("method", "model", *_SHARED, "steps", "seed")
 _MERGEKIT_KEYS = ("merge_method", *_SHARED)
@@ -68,6 +69,7 @@ class Reader:
             parameters=parameters,
             vocabulary=vocabulary,
             mismatch=read_policy(self.raw.get("mismatch"), f"{self.source}: mismatch"),
+            allow=read_allow(self.raw.get("allow"), f"{self.source}: allow"),
             dtype=self._dtype(),
             seed=self._seed(),
             degree=self._degree(),

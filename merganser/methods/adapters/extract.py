@@ -313,9 +313,7 @@ def _norms(vector: Weights, threads: int, memory: int | None) -> dict[str, float
     """By name the norm of every change, read in one pass."""
     names = [name for name in vector if not vector[name].carried and name not in vector.aliases]
     targets = {name: [total(vector[name] * vector[name])] for name in names}
-    values = compute_scalars(
-        targets, vector.checkpoints, threads=threads, memory=memory, allow_nonfinite=False
-    )
+    values = compute_scalars(targets, vector.checkpoints, threads=threads, memory=memory)
     return {name: math.sqrt(own) for name, (own,) in values.items()}
 
 
@@ -379,7 +377,5 @@ def _by_energy(
         space = _svd.gram_workspace(vector[name].shape)
         made = whole(spectrum, [vector[name]], energy, shapes=[(1,)] * 3, workspace=space)
         targets[name] = [total(number) for number in made]
-    values = compute_scalars(
-        targets, vector.checkpoints, threads=threads, memory=memory, allow_nonfinite=False
-    )
+    values = compute_scalars(targets, vector.checkpoints, threads=threads, memory=memory)
     return {name: (int(rank), kept, own) for name, (rank, kept, own) in values.items()}

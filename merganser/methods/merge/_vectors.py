@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merganser.algebra import Coefficient, Entry, Weights, axes, disjoint_mean, elect_sign, weighted_sum
+from merganser.algebra.agreement import check_agreement
 from merganser.algebra.live import onto
 from merganser.algebra.selection import coefficients
 from merganser.algebra.vocabulary import per_part
@@ -97,6 +98,7 @@ def dressed(weights: Weights, base: Weights | None) -> Weights:
     """The weights with the small files and integer tensors of a base that is not merged itself."""
     if base is None:
         return weights
+    check_agreement((base, weights))
     entries = {}
     for name in weights:
         entry = weights.entry(name)
