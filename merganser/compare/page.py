@@ -253,6 +253,7 @@ def _kinds(document: Row) -> str:
         )
     heads = [
         "kind",
+        "verdict",
         "tensors",
         "numbers",
         "correspondence",

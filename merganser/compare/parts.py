@@ -62,7 +62,12 @@ def cell(value: object, kind: str) -> Cell:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = ()) -> str:
-    """A table without the columns that are empty in every row; `words` are the columns of text."""
+    """A table without the columns that are empty in every row; `words` are the columns of text.
+
+    Every row has a cell for each heading: else numbers would stand under another's, and it is a `ValueError`.
+    """
+    if uneven := [len(row) for row in rows if len(row) != len(heads)]:
+        raise ValueError(f"a row of {uneven[0]} cells under the {len(heads)} headings {list(heads)}")
     kept = [k for k in range(len(heads)) if any(row[k] for row in rows)]
     top = "".join(
         f'<th class="word">{text(head)}</th>' if k in words else f"<th>{text(head)}</th>"

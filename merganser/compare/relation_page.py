@@ -196,7 +196,7 @@ def _relative(document: Row, numbers: dict[str, str]) -> str:
         ):
             body = [[f"trained on {numbers[a]}", *(_percent(by[a, b][form]) for b in names)] for a in names]
             tables.append(
-                figure(f"Right answers, {word}", table(["", *(f"on {numbers[b]}" for b in names)], body))
+                figure(f"Right answers, {word}", table(["head", *(f"on {numbers[b]}" for b in names)], body))
             )
         parts.append(
             "<h3>Stitched: a head trained on one model's space, scored on another's</h3>"

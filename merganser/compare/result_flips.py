@@ -111,7 +111,18 @@ def _flip_examples(
     ]
     if not rows:
         return ""
-    heads = ["task", "model", "", "sample", "given", "answer", "before", "now", "loss before", "loss now"]
+    heads = [
+        "task",
+        "model",
+        "change",
+        "sample",
+        "given",
+        "answer",
+        "before",
+        "now",
+        "loss before",
+        "loss now",
+    ]
     return (
         f"<details><summary>{len(rows)} example{'s' * (len(rows) != 1)} (before: {text(reference)})</summary>"
         f"{_how_to_get_texts(shown)}{cells.tight(table(heads, rows, words=range(8)))}</details>"
@@ -173,11 +184,12 @@ def after_merge(document: Row, colours: dict[str, int]) -> str:
         ]
         for task, model, kind, one in _some(shown)
     ]
-    heads = ["task", "model", "only merged", "chance", "rescued", "parents alone", "lost by all", "chance "]
-    heads += ["lost by some", "chance  ", "any parent"]
+    heads = ["task", "model", "only merged", "only merged, by chance", "rescued"]
+    heads += ["parents alone", "lost by all", "lost by all, by chance", "lost by some"]
+    heads += ["lost by some, by chance", "any parent"]
     details = ""
     if rows:
-        top = ["task", "model", "", "sample", "given", "answer", "merged"]
+        top = ["task", "model", "change", "sample", "given", "answer", "merged"]
         top += [short(name, 18) for name in names]
         details = (
             f"<details><summary>{len(rows)} example{'s' * (len(rows) != 1)}</summary>"
@@ -186,7 +198,7 @@ def after_merge(document: Row, colours: dict[str, int]) -> str:
     return (
         "<h2>Right only after the merge</h2>"
         f'<p class="soft">Parents: {text(", ".join(document["parents"]))}. Only merged: right, and every '
-        "parent wrong; chance: what independent answers would give; rescued: of the samples on which every "
+        "parent wrong; by chance: what independent answers would give; rescued: of the samples on which every "
         "parent is wrong; parents alone: samples that one parent has right and the others wrong, in the "
         "order of the parents. Lost: right in all or in some parents and wrong after the merge. Any parent: "
         "the share that some parent gets right.</p>"
