@@ -227,7 +227,7 @@ def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> We
         entries, tensors, sizes = _copies(reading, entries, sizes, axis, wanted)
         if not reading.family.indices[axis].scope:
             reading = reading.ordered(axis, [(reading, wanted[Axis(axis)].tolist())])
-    return _changed(weights, entries, reading.resized(sizes, tensors))
+    return _changed(weights, entries, reading.resized(sizes, tensors), moved=axis)
 
 
 def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights:
@@ -330,7 +330,7 @@ def scale(
             )
             entry = Entry(_times(entry.expression, vector, dim), entry.degree)
         entries[name] = entry
-    return weights._with(entries)
+    return _changed(weights, entries, reading, moved=axis)
 
 
 def fold_norms(weights: Weights) -> Weights:
@@ -352,7 +352,7 @@ def fold_norms(weights: Weights) -> Weights:
         for name, named in reading.tensors.items():
             if named.spec.module == norm.module and named.spec.pattern.endswith(".weight"):
                 _fold(reading, entries, name, named, norm.readers)
-    return _changed(weights, entries, reading)
+    return _changed(weights, entries, reading, moved="residual")
 
 
 def _fold(
@@ -425,7 +425,7 @@ def mix(weights: Weights, axis: str, rows: Matrix, coefficients: Matrix) -> Weig
             entry = Entry(_mixed(entry.expression, dim, rows, coefficients), entry.degree)
         entries[name] = entry
     sizes = {one: len(rows) if one.name == axis else size for one, size in reading.sizes.items()}
-    return _changed(weights, entries, reading.resized(sizes, reading.tensors))
+    return _changed(weights, entries, reading.resized(sizes, reading.tensors), moved=axis)
 
 
 def _mixed(node: Expression, dim: int, rows: Matrix, coefficients: Matrix) -> Expression:
@@ -512,7 +512,7 @@ def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int
                 if any(_has(part, axis) for part in parts):
                     entry = Entry(_turned(reading, entry.expression, dim, parts, matrices), entry.degree)
         entries[name] = entry
-    return _changed(weights, entries, reading)
+    return _changed(weights, entries, reading, moved=axis)
 
 
 def widen(weights: Weights, axis: str, size: int, *, allow_inexact: bool = False) -> Weights:
@@ -836,12 +836,18 @@ def _same_but(readings: Sequence[Reading], axis: str) -> None:
 
 
 def _changed(
-    weights: Weights, entries: Mapping[str, Entry], reading: Reading, others: Sequence[Weights] = ()
+    weights: Weights,
+    entries: Mapping[str, Entry],
+    reading: Reading,
+    others: Sequence[Weights] = (),
+    moved: str | None = None,
 ) -> Weights:
-    """The weights with new tensors, and the config that says so."""
+    """The weights with new tensors, and the config that says so. `moved` is an axis that is not as it was."""
     checkpoints: dict[int, Checkpoint] = {}
     for part in (weights, *others):
         checkpoints |= {id(c): c for c in part.checkpoints}
+    if moved is not None:
+        reading = replace(reading, moved=reading.moved | {moved})
     kept: Callable[[str], bool] = reading.tensors.__contains__
     return weights._with(
         entries,

@@ -75,6 +75,8 @@ class Reading:
     source: str
     places: Mapping[PositionRule, Values] = field(default_factory=dict)
     moves: Mapping[str, Move] = field(default_factory=dict)
+    moved: frozenset[str] = frozenset()
+    """Axes whose elements an operation gave another order, another basis or another scale."""
 
     def instances(self, name: str) -> list[Axis]:
         """The axes of that name, in order. Raises `RequestError` for a name that the family lacks."""

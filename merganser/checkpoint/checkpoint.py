@@ -11,7 +11,14 @@ from typing import Any
 
 from merganser.checkpoint import hub, layout
 from merganser.checkpoint.adapter import AdapterDelta, read_adapter
-from merganser.checkpoint.directory import check_alone, choose
+from merganser.checkpoint.belongings import (
+    Belongings,
+    check_modules,
+    files_below,
+    module_folders,
+    sort_out,
+)
+from merganser.checkpoint.directory import check_alone, choose, kept_stem
 from merganser.checkpoint.encodings import Encoding, detect
 from merganser.checkpoint.encodings.detect import CONFIG_FILES
 from merganser.checkpoint.factors import PEFT, FactorFile, find_factors
@@ -50,6 +57,8 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     deltas: Mapping[str, AdapterDelta] = field(default_factory=dict)
     format: str = "safetensors"
+    remote: Repository | None = None
+    """The repository on the hub that the directory is the cached part of."""
 
     @property
     def where(self) -> str:
@@ -66,6 +75,7 @@ class Checkpoint:
         """The model's config.json, or None where there is none."""
         if self.directory is None or not (self.directory / "config.json").exists():
             return None
+        layout.refuse_link_out(self.directory / "config.json")
         return layout.read_json(self.directory / "config.json")
 
     @cached_property
@@ -91,9 +101,52 @@ class Checkpoint:
         return all(t.dtype.is_float and t.dtype.itemsize > 1 for t in self.tensors.values())
 
     @cached_property
+    def belongings(self) -> Belongings:
+        """The other files of the model's directory (and on the hub of the repository): none of a bare file."""
+        if self.directory is None:
+            return Belongings((), (), ())
+        names = {*files_below(self.directory), *(self.remote.entries if self.remote else ())}
+        read = {os.path.relpath(file.path, self.directory) for file in self.files}
+        read |= {file.path.name for file in self.files}
+        return sort_out(names, read, self.modules)
+
+    @cached_property
+    def modules(self) -> Mapping[str, str]:
+        """The folders that modules.json names, and the kind of module that is in each."""
+        return module_folders(self.directory) if self.directory else {}
+
+    @cached_property
     def companions(self) -> list[Path]:
-        """The small files that travel with the weights, relative to the directory."""
-        return layout.companion_files(self.directory) if self.directory else []
+        """The small files that travel with the weights, relative to the directory; no links that lead out."""
+        home = self.directory
+        places = [(name, self.place(name)) for name in self.belongings.small if home]
+        return [Path(name) for name, path in places if not layout.leads_out(path) and path.is_file()]
+
+    def place(self, name: str) -> Path:
+        """Where a file below the directory lies; what lies on the hub is downloaded first."""
+        assert self.directory is not None
+        if self.remote is not None and name in self.remote.entries and not (self.directory / name).exists():
+            return self.remote.fetch(name)
+        return self.directory / name
+
+    def check_whole(self) -> None:
+        """Raise `CheckpointError` where modules.json names what the directory lacks."""
+        if self.directory is not None and self.modules:
+            held = self.belongings
+            check_modules(self.directory, self.modules, (*held.small, *held.parts))
+
+    def part(self, name: str) -> Path:
+        """Where a part lies. Raises `CheckpointError` for a link that leads out and for what is no file."""
+        path = self.place(name)
+        layout.refuse_link_out(path)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: belongs to the model and is no file that can be read")
+        return path
+
+    @cached_property
+    def weights_stem(self) -> str:
+        """What a result of this model calls its files: `model`, or the name that a library looks for."""
+        return kept_stem(file.path.name for file in self.files)
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -257,7 +310,7 @@ def _open_repository(found: Repository, name: str, allow_pickle: bool) -> Checkp
             one.header_read = True
         _add_shard(tensors, read, one)
         metadata.update(told)
-    return Checkpoint(name, directory, tensors, tuple(files), metadata)
+    return Checkpoint(name, directory, tensors, tuple(files), metadata, remote=found)
 
 
 def _remote_file(found: Repository, shard: str) -> StoredFile:

@@ -115,7 +115,8 @@ def _bare(directory: Path, inside: Sequence[str], kind: str) -> Chosen | None:
         if others:
             raise _unclear(directory, [*held.values(), *others])
         return _files(directory, held.values(), kind)
-    return _files(directory, names, kind)
+    called = [name for name in names if name.split(".")[0] in KEPT_STEMS]
+    return _files(directory, called or names, kind)
 
 
 def _files(directory: Path, names: Iterable[str], kind: str) -> Chosen:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from merganser.checkpoint import layout
 from merganser.checkpoint.files import FileIdentity, StoredFile
+from merganser.checkpoint.names import role
 from merganser.errors import CheckpointError, MerganserError, RequestError
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ TRIES = 3
 """How often a connection may break before a download is left for another run."""
 _FIRST = 1 << 17
 """Bytes asked for first: nearly every header is shorter."""
+MOST_FOLDERS_DEEP = 4
 MAX_SMALL_FILE = 200_000_000
 
 
@@ -266,7 +268,7 @@ def repository(text: str) -> Repository:
     entries = {}
     for sibling in info.siblings or []:
         file = sibling.rfilename
-        if file != os.path.basename(file) and file.count("/") > 1:
+        if file.count("/") > MOST_FOLDERS_DEEP:
             continue
         if sibling.size is None or ".." in Path(file).parts or "\\" in file or file.startswith("/"):
             continue
@@ -286,6 +288,8 @@ def fetch_small(found: Repository) -> Path:
         if suffix in layout.WEIGHT_SUFFIXES or entry.size > MAX_SMALL_FILE or name.startswith("."):
             continue
         if not (suffix in layout.COMPANION_SUFFIXES or name.upper().startswith(layout.LICENCES)):
+            continue
+        if name.count("/") > 1 or role(name):  # of a copy, or deep below: fetched when it is wanted
             continue
         path = found.fetch(name)
         directory = path.parents[name.count("/")]

@@ -80,6 +80,21 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not acceptable JSON: {error}") from error
 
 
+def read_json_list(path: Path) -> list[Any]:
+    """A small JSON list, as `read_json` reads an object."""
+    try:
+        if path.stat().st_size > MAX_JSON_FILE_BYTES:
+            raise CheckpointError(f"{path}: larger than the cap of {MAX_JSON_FILE_BYTES:,} bytes")
+        found = parse_json(b'{"list":' + path.read_bytes() + b"}")["list"]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not acceptable JSON: {error}") from error
+    if not isinstance(found, list):
+        raise CheckpointError(f"{path}: is no list")
+    return found
+
+
 def resolve_inside(directory: Path, name: str, told_by: Path) -> Path:
     """The file `name` of `directory`, or a `CheckpointError` if the name or a link leads out or nothing is there."""
     _check_plain(name, told_by)
@@ -159,36 +174,31 @@ def weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def companion_files(directory: Path) -> list[Path]:
-    """The small files that travel with the weights, relative to `directory`: config, tokenizer, templates, licence.
+def travels(name: str, *, with_part: bool = False) -> bool:
+    """Whether a small file goes along with weights, by its name: config, tokenizer, templates, licence.
 
-    Left out: weights of any format, indices, the manifest and README of another model, hidden files, links that lead
-    out. One level of sub-directories is taken when it holds no weights (`1_Pooling/config.json`).
+    Left out: weights of any format, indices, the manifest and README of another model, hidden files, an adapter's. In
+    the folder of a part (`with_part`) its index and its adapter's config belong to it.
     """
-    found: list[Path] = []
-    for path in sorted(directory.iterdir()):
-        if path.is_dir() and not path.name.startswith(".") and not path.is_symlink():
-            inner = [p for p in sorted(path.iterdir()) if p.is_file()]
-            if inner and not any(p.suffix in WEIGHT_SUFFIXES for p in inner):
-                found += [p.relative_to(directory) for p in inner if _travels(p)]
-        elif path.is_file() and _travels(path):
-            found.append(path.relative_to(directory))
-    return found
+    suffix = Path(name).suffix
+    if name.startswith(".") or name in (MANIFEST_NAME, SIGNS_NAME):
+        return False
+    if suffix in WEIGHT_SUFFIXES or name.lower().startswith("readme"):
+        return False
+    if name.startswith(("trainer_state", "optimizer", "scheduler", "rng_state", "training_args")):
+        return False
+    if not with_part and (is_index(name) or name.startswith("adapter_")):
+        return False
+    return suffix in COMPANION_SUFFIXES or name.upper().startswith(LICENCES)
 
 
-def _travels(path: Path) -> bool:
-    name = path.name
-    if name.startswith(".") or is_index(name) or name in (MANIFEST_NAME, SIGNS_NAME):
-        return False
-    if path.suffix in WEIGHT_SUFFIXES or name.lower().startswith("readme"):
-        return False
-    if name.startswith(("adapter_", "trainer_state", "optimizer", "scheduler", "rng_state", "training_args")):
-        return False
+def leads_out(path: Path) -> bool:
+    """Whether a path is a link that is not followed."""
     try:
         refuse_link_out(path)
     except CheckpointError:
-        return False
-    return path.suffix in COMPANION_SUFFIXES or name.upper().startswith(LICENCES)
+        return True
+    return False
 
 
 def hub_name(path: Path) -> str | None:

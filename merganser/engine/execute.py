@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from merganser.checkpoint import Checkpoint, parse_dtype
 from merganser.checkpoint.digest import CHUNK, content_digest, digest_file, digest_tensor, tensor_digest
 from merganser.checkpoint.dtypes import F32, F64
 from merganser.checkpoint.layout import MANIFEST_NAME
+from merganser.checkpoint.names import index_name
+from merganser.engine.companions import check_parts, files_note, parts_of, small_files_of
 from merganser.engine.files import Shard, index, lay_out
 from merganser.engine.kernels import compiler
 from merganser.engine.ledger import Ledger
@@ -73,9 +75,10 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
     began = time.perf_counter()
     plan = _plan(weights, options)
     share = budget(plan, options.memory, options.threads, options.tile)
-    shards = lay_out(plan.outputs, options.shard_size, plan.stem)
+    shards = lay_out(plan.outputs, options.shard_size, plan.file_stem)
     with Workspace(out, overwrite=options.overwrite, parents=plan.checkpoints, sync=options.sync) as space:
-        _check_room(out, sum(shard.size for shard in shards), space)
+        beside = [plan.origin.part(name) for name in plan.parts] if plan.origin is not None else []
+        _check_room(out, sum(shard.size for shard in shards) + sum(p.stat().st_size for p in beside), space)
         for (
             file
         ) in plan.files_read:  # what lies on the hub is downloaded only now that nothing else can be wrong
@@ -235,14 +238,14 @@ def evaluate(
 
 def small_files(weights: Weights) -> dict[str, bytes]:
     """The files beside the tensors (config, tokenizer ...): the origin's, with what operations changed in them."""
-    return _companions(weights.origin, changed_files(weights))
+    return small_files_of(weights.origin, changed_files(weights))
 
 
 def explain(weights: Weights, options: SaveOptions) -> dict[str, Any]:
     """The plan as a JSON document. Reads no tensor bytes."""
     plan = _plan(weights, options)
     share = budget(plan, options.memory, options.threads, options.tile)
-    shards = lay_out(plan.outputs, options.shard_size, plan.stem)
+    shards = lay_out(plan.outputs, options.shard_size, plan.file_stem)
     programs = {step.program.key for step in plan.steps if step.program is not None}
     moved = plan.read_bytes + plan.write_bytes
     return {
@@ -279,7 +282,11 @@ def _carried(load: Load) -> np.ndarray[Any, Any]:
 
 def _plan(weights: Weights, options: SaveOptions) -> Plan:
     dtype = None if options.dtype is None else parse_dtype(options.dtype)
-    return plan_weights(weights, dtype=dtype, degree=options.degree, partial=options.partial)
+    plan = plan_weights(weights, dtype=dtype, degree=options.degree, partial=options.partial)
+    parts = parts_of(weights, options.degree)
+    check_parts(weights, parts)
+    note = files_note(weights, parts)
+    return replace(plan, parts=tuple(parts), notes=(*plan.notes, *([note] if note else [])))
 
 
 def _schedule(
@@ -395,11 +402,15 @@ def _finish(
         space.add_file(name, content)
         names.append(name)
 
-    for name, content in _companions(plan.origin, plan.files).items():
+    for name in plan.parts:
+        assert plan.origin is not None
+        space.copy_file(name, plan.origin.part(name))
+        names.append(name)
+    for name, content in small_files_of(plan.origin, plan.files).items():
         add(name, _config(plan, content) if name == "config.json" else content)
     if len(shards) > 1:
         content = json.dumps(index(shards, plan.outputs), indent=2).encode() + b"\n"
-        add("model.safetensors.index.json", content)
+        add(index_name(plan.file_stem), content)
     file_of = {name: shard.name for shard in shards for name in shard.offsets}
     tensors = {
         output.name: {
@@ -438,15 +449,6 @@ def _finish(
     return manifest
 
 
-def _companions(origin: Checkpoint | None, changed: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    if origin is not None and origin.directory is not None:
-        for relative in origin.companions:
-            if changed.get(str(relative), b"") is not None:
-                files[str(relative)] = (origin.directory / relative).read_bytes()
-    return files | {name: content for name, content in changed.items() if content is not None}
-
-
 def _config(plan: Plan, content: bytes) -> bytes:
     """config.json with the dtype that most of the result's float bytes have.
 
@@ -462,7 +464,9 @@ def _config(plan: Plan, content: bytes) -> bytes:
     if parse_dtype(main).itemsize == 1:
         return content
     config = json.loads(content)
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    keys = [key for key in ("dtype", "torch_dtype") if key in config]
+    if not keys and "_class_name" not in config:  # diffusers reads the dtype off the tensors
+        keys = ["torch_dtype"]
     if all(config.get(key) == main for key in keys):
         return content
     config.update(dict.fromkeys(keys, main))

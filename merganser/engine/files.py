@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merganser.checkpoint.header import write_header
+from merganser.checkpoint.names import STEMS, shard_name
 from merganser.engine.plan import Output
 
 
@@ -22,19 +23,20 @@ class Shard:
 def lay_out(outputs: Sequence[Output], shard_size: int, stem: str = "model") -> list[Shard]:
     """Tensors in order, a new file whenever the next would pass `shard_size` (a larger tensor gets its own).
 
-    What is not a model (an adapter) has one file whatever its size.
+    What no library reads in shards (an adapter) has one file whatever its size.
     """
     groups: list[list[Output]] = [[]]
     filled = 0
+    splits = stem.split(".")[0] in STEMS
     for output in outputs:
-        if groups[-1] and filled + output.nbytes > shard_size and stem == "model":
+        if groups[-1] and filled + output.nbytes > shard_size and splits:
             groups.append([])
             filled = 0
         groups[-1].append(output)
         filled += output.nbytes
     names = [f"{stem}.safetensors"]
     if len(groups) > 1:
-        names = [f"model-{k + 1:05d}-of-{len(groups):05d}.safetensors" for k in range(len(groups))]
+        names = [shard_name(stem, k + 1, len(groups)) for k in range(len(groups))]
     return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
 
 
@@ -50,7 +52,7 @@ def _shard(name: str, group: Sequence[Output]) -> Shard:
 
 
 def index(shards: Sequence[Shard], outputs: Sequence[Output]) -> dict[str, object]:
-    """The content of model.safetensors.index.json."""
+    """The content of the index beside several files."""
     weight_map = {name: shard.name for shard in shards for name in shard.offsets}
     return {
         "metadata": {"total_size": sum(output.nbytes for output in outputs)},

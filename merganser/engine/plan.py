@@ -132,7 +132,14 @@ class Plan:
     notes: tuple[Mapping[str, Any], ...] = ()
     """What operations report of themselves."""
     stem: str = "model"
-    """What the tensor files are called."""
+    """What the tensor files are called, where they are no model."""
+    parts: tuple[str, ...] = ()
+    """Files with weights of their own that are taken over whole from the origin's directory."""
+
+    @property
+    def file_stem(self) -> str:
+        """What the tensor files are called: of a model as the origin's where a library looks for that name."""
+        return self.origin.weights_stem if self.stem == "model" and self.origin is not None else self.stem
 
     @property
     def read_bytes(self) -> int:

@@ -180,6 +180,17 @@ class Workspace:
                     file.flush()
                     os.fsync(file.fileno())
 
+    def copy_file(self, name: str, source: Path) -> None:
+        """A file of a parent, as it is, a piece at a time."""
+        path = self.model / name
+        with naming(self.out):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as read, path.open("wb") as file:
+                shutil.copyfileobj(read, file, 1 << 20)
+                if self.sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+
     def seal(self) -> None:
         """Make the output appear, whole, under its name."""
         self._stop_syncing()

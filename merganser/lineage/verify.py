@@ -29,6 +29,7 @@ def verify(path: Path | str, *, threads: int = 0, progress: Progress | None = No
         faults.append("the manifest was edited")
     checkpoint = open_checkpoint(directory)
     read = {file.path.name for file in checkpoint.files}
+    read |= manifest["files"].keys()
     extra = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in read)
     faults += [f"the weights file {name!r} is no part of the checkpoint" for name in extra]
     listed, found = manifest["tensors"], checkpoint.stored

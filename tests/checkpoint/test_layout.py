@@ -10,7 +10,7 @@ import pytest
 from merganser.checkpoint import open_checkpoint
 from merganser.checkpoint.dtypes import F32
 from merganser.checkpoint.header import write_header
-from merganser.checkpoint.layout import companion_files, locate, refuse_link_out, resolve_inside
+from merganser.checkpoint.layout import locate, refuse_link_out, resolve_inside
 from merganser.errors import CheckpointError, RequestError
 
 
@@ -148,19 +148,21 @@ config.json generation_config.json tokenizer.json tokenizer.model merges.txt LIC
 STAY = """
 model.safetensors.index.json pytorch_model.bin.index.json merganser.json README.md .gitattributes
 .hidden/config.json onnx/model.onnx onnx/config.json training_args.bin optimizer.pt trainer_state.json
-adapter_config.json picture.png 1_Pooling/deep/x.json
+adapter_notes.json picture.png 1_Pooling/deep/x.json
 """
 
 
 def test_companions(tmp_path: Path) -> None:
     files(tmp_path, *TRAVEL.split(), *STAY.split())
     weights(tmp_path / "model.safetensors", "a")
+    weight_map = {"weight_map": {"a": "model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(weight_map))
     outside = tmp_path.parent / f"{tmp_path.name}-secret.json"
     outside.write_text("{}")
     (tmp_path / "link.json").symlink_to(outside)
     (tmp_path / "folder").symlink_to(tmp_path.parent)
     (tmp_path / "loop.json").symlink_to("loop.json")
-    assert sorted(map(str, companion_files(tmp_path))) == sorted(TRAVEL.split())
+    assert sorted(map(str, open_checkpoint(tmp_path).companions)) == sorted(TRAVEL.split())
 
 
 def test_directories(tmp_path: Path) -> None:
