@@ -8,7 +8,7 @@ stale, so they stay where they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -114,7 +114,7 @@ def module_folders(directory: Path) -> dict[str, str]:
     return found
 
 
-def check_modules(directory: Path, folders: dict[str, str], names: Iterable[str]) -> None:
+def check_modules(directory: Path, folders: Mapping[str, str], names: Iterable[str]) -> None:
     """Raise `CheckpointError` where a folder that modules.json names is missing, or its weights are."""
     held = list(names)
     lacking = []
