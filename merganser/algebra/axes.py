@@ -9,6 +9,7 @@ Layers and experts are axes too: their elements are whole groups of tensors.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ import numpy as np
 
 from merganser.algebra.agreement import check_agreement
 from merganser.algebra.expression import Expression, apply
+from merganser.algebra.labelled import in_label_order, labels_of, relabelled, rows_with_labels
 from merganser.algebra.rearranged import (
     Array,
     Indices,
@@ -31,6 +33,7 @@ from merganser.algebra.rearranged import (
 )
 from merganser.algebra.weights import Entry, Weights, need_numbers
 from merganser.architectures import Axis, NamedTensor, Reading, read
+from merganser.architectures.labels import LABELS, label_names, numbered, with_label_names
 from merganser.architectures.notation import NORMS
 from merganser.architectures.reading import MOST_COPIES
 from merganser.checkpoint import Checkpoint
@@ -66,7 +69,8 @@ def reading_of(weights: Weights) -> Reading:
         raise AlgebraError(
             f"{weights.label!r} has tensors that its family does not name: {listing(extra)}; was it renamed?"
         )
-    return reading
+    told = relabelled(weights)
+    return reading if told is None else replace(reading, config=told)
 
 
 def sizes(weights: Weights) -> dict[str, int]:
@@ -191,10 +195,12 @@ def concat(parts: Sequence[Weights], axis: str) -> Weights:
             [(part, r) for part, r in zip(parts, readings, strict=True)], name, dims[0], axis
         )
         entries[name] = Entry(pieces, entry.degree)
-    sizes = dict(reading.sizes)
+    sizes, config = dict(reading.sizes), dict(reading.config)
     for one in reading.instances(axis):
         sizes[one] = sum(r.sizes[one] for r in readings)
-    return _changed(first, entries, reading.resized(sizes, reading.tensors), parts)
+    if axis == LABELS:
+        config = with_label_names(config, _all_names(readings))
+    return _changed(first, entries, reading.resized(sizes, reading.tensors, config), parts)
 
 
 def _side_by_side(parts: list[tuple[Weights, Reading]], name: str, dim: int, axis: str) -> Expression:
@@ -227,6 +233,10 @@ def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> We
         entries, tensors, sizes = _copies(reading, entries, sizes, axis, wanted)
         if not reading.family.indices[axis].scope:
             reading = reading.ordered(axis, [(reading, wanted[Axis(axis)].tolist())])
+    if axis == LABELS:
+        (rows,) = wanted.values()
+        config = with_label_names(reading.config, _names(reading, rows))
+        return _changed(weights, entries, reading.resized(sizes, tensors, config), moved=axis)
     return _changed(weights, entries, reading.resized(sizes, tensors), moved=axis)
 
 
@@ -252,6 +262,7 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
     _same_but(readings, axis)
     check_agreement([weights for weights, _ in parts], {*reading.family.lists, *reading.family.numbers})
     cut = [_copied(weights, axis, keep) for weights, keep in parts]
+    cut[-1] = in_label_order(cut[-1], cut[0], lenient=True)
     entries: dict[str, Entry] = {}
     tensors: dict[str, NamedTensor] = {}
     sizes: dict[Axis, int] = {}
@@ -283,6 +294,11 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
     tensors = {n: t for n, _, t in begin} | tensors | {n: t for n, _, t in late}
     runs = [(reading_of(part), range(_count(reading_of(part), axis))) for part in cut]
     reading = reading.ordered(axis, runs)
+    names = labels_of(cut[-1])
+    if (
+        names is not None and names != label_names(reading.config) and rows_with_labels(cut[-1])
+    ):  # whose head it is
+        reading = replace(reading, config=with_label_names(reading.config, names))
     return _changed(cut[0], entries, reading.resized(sizes, tensors), cut)
 
 
@@ -425,7 +441,10 @@ def mix(weights: Weights, axis: str, rows: Matrix, coefficients: Matrix) -> Weig
             entry = Entry(_mixed(entry.expression, dim, rows, coefficients), entry.degree)
         entries[name] = entry
     sizes = {one: len(rows) if one.name == axis else size for one, size in reading.sizes.items()}
-    return _changed(weights, entries, reading.resized(sizes, reading.tensors), moved=axis)
+    config = dict(reading.config)
+    if axis == LABELS:  # a row that is a sum of several has the name of none
+        config = with_label_names(config, [f"LABEL_{k}" for k in range(len(rows))])
+    return _changed(weights, entries, reading.resized(sizes, reading.tensors, config), moved=axis)
 
 
 def _mixed(node: Expression, dim: int, rows: Matrix, coefficients: Matrix) -> Expression:
@@ -651,6 +670,37 @@ def _per_axis(reading: Reading, axis: str, given: PerAxis) -> dict[Axis, Indices
     return wanted
 
 
+def _names(reading: Reading, index: Indices) -> list[str]:
+    """The labels of rows that are taken by index; a row of zeros (-1) is called LABEL_n by its place."""
+    names = label_names(reading.config)
+    if names is None:
+        raise reading.refused(
+            "config.json does not say which row has which label (id2label must number all rows from 0, and num_labels "
+            "be their number), so these rows cannot be moved. Correct id2label and num_labels"
+        )
+    made = [names[old] if old >= 0 else f"LABEL_{new}" for new, old in enumerate(index.tolist())]
+    _check_distinct(reading, made, "take leaves rows out")
+    return made
+
+
+def _all_names(readings: Sequence[Reading]) -> list[str]:
+    """The labels of several classifiers one after the other."""
+    groups = [label_names(reading.config) or () for reading in readings]
+    if all(map(numbered, groups)):
+        return [f"LABEL_{k}" for k in range(sum(map(len, groups)))]
+    made = [name for names in groups for name in names]
+    _check_distinct(readings[0], made, "leave it out of one of the models first (take on labels)")
+    return made
+
+
+def _check_distinct(reading: Reading, names: Sequence[str], remedy: str) -> None:
+    most = Counter(names).most_common(1)
+    if most and most[0][1] > 1:
+        raise reading.refused(
+            f"{most[0][1]} rows would have the label {most[0][0]!r}, and a label names one row; {remedy}"
+        )
+
+
 def _mapped(reading: Reading, axis: str, given: Any) -> dict[Axis, Any]:
     """A value for every instance of an axis, or for those that a mapping names."""
     instances = reading.instances(axis)
@@ -854,4 +904,5 @@ def _changed(
         reading=reading,
         checkpoints=tuple(checkpoints.values()),
         dropped=frozenset(filter(kept, weights.dropped)),
+        row_labels=None,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from merganser.algebra.computed import by_rows
 from merganser.algebra.expression import Draw, Expression, Number, Reduce, Round, apply
 from merganser.algebra.selection import Coefficient, coefficients
-from merganser.algebra.weights import DEGREE_TOLERANCE, Weights, combine_all
+from merganser.algebra.weights import DEGREE_TOLERANCE, Weights, combine_all, combine_named
 from merganser.checkpoint import DType, parse_dtype
 from merganser.errors import AlgebraError, RequestError
 
@@ -150,8 +150,7 @@ def slerp(
     if isinstance(a, Weights) and isinstance(b, Weights):
         shares = coefficients(t, a)
         _common_degree([a, b])
-        pair = combine_all([a, b], lambda x, y: x)  # the names and shapes agree
-        return pair.map(lambda name, x: one(x, b[name], shares[name]))
+        return combine_named([a, b], lambda name, x, y: one(x, y, shares[name]))
     if not isinstance(t, int | float) or isinstance(a, Weights) or isinstance(b, Weights):
         raise RequestError("slerp: two tensors have one t, a number")
     return one(a, b, float(t))

@@ -15,6 +15,7 @@ import numpy as np
 
 from merganser.algebra.agreement import check_agreement
 from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number, apply, walk
+from merganser.algebra.labelled import by_labels, in_label_order, labels_of, with_labels
 from merganser.algebra.live import onto
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
 from merganser.architectures.meaning import check_keys
@@ -54,7 +55,8 @@ class Weights(Mapping[str, Expression]):
     `allowed` are config keys in which these weights may contradict those that they are joined with (`allow`).
     `files` are small files that stand in for the origin's (None: taken away). `notes` are what operations report of
     themselves; they end in the manifest. `stem` names the tensor file of a saved result: `model`, or `adapter_model`
-    for the factors of an adapter, which lie in one file.
+    for the factors of an adapter, which lie in one file. `row_labels` are the labels of a classifier's rows where
+    these came from another model than the origin; None where the config says them (`labels_of`).
     """
 
     __slots__ = (
@@ -68,6 +70,7 @@ class Weights(Mapping[str, Expression]):
         "notes",
         "origin",
         "reading",
+        "row_labels",
         "stem",
     )
 
@@ -85,6 +88,7 @@ class Weights(Mapping[str, Expression]):
         notes: tuple[Mapping[str, Any], ...] = (),
         stem: str = "model",
         allowed: frozenset[str] = frozenset(),
+        row_labels: tuple[str, ...] | None = None,
     ) -> None:
         self._entries = dict(entries)
         self.aliases = dict(aliases or {})
@@ -97,6 +101,7 @@ class Weights(Mapping[str, Expression]):
         self.notes = notes
         self.stem = stem
         self.allowed = allowed
+        self.row_labels = row_labels
 
     # A mapping ----------------------------------------------------------------------------------------------------
 
@@ -257,6 +262,7 @@ class Weights(Mapping[str, Expression]):
                 f"{did_you_mean(unknown[0], self._entries)}"
             )
         check_agreement((self, other))
+        other = in_label_order(other, self)
         entries = {name: other._entries.get(name, entry) for name, entry in self._entries.items()}
         return self._with(entries, checkpoints=_joined(self.checkpoints, other.checkpoints))
 
@@ -294,6 +300,7 @@ class Weights(Mapping[str, Expression]):
             "notes": self.notes,
             "stem": self.stem,
             "allowed": self.allowed,
+            "row_labels": self.row_labels,
         }
         return Weights(entries, **(kept | changes))
 
@@ -346,7 +353,7 @@ def combine_named(
     parts: Iterable[Weights], function: Callable[..., Expression], degree: float | None = None
 ) -> Weights:
     """`function(name, *expressions)`, otherwise as `combine_all`."""
-    parts = list(parts)
+    parts = by_labels(list(parts))
     first = parts[0]
     need_numbers(checkpoint for part in parts for checkpoint in part.checkpoints)
     check_agreement(parts)
@@ -379,6 +386,8 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
     named, other, sparse = _roles(operation, a, b)
     if sparse and (settled := onto(named, other)) is not other:
         a, b, other = (settled, b, settled) if other is a else (a, settled, settled)
+    home = named if labels_of(named) is not None else other
+    a, b, named, other = (w if w is home else in_label_order(w, home) for w in (a, b, named, other))
     if not sparse:
         _need_names(named, other)
     elif not _is_vector(named):
@@ -402,7 +411,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
             continue
         _same_shape(name, a, b, x.expression, y.expression)
         entries[name] = Entry(apply(operation, x.expression, y.expression), degree)
-    return Weights(
+    result = Weights(
         entries,
         label=named.label if operation != "sub" else a.label,
         origin=_origin(a, b),
@@ -414,6 +423,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         notes=named.notes,
         allowed=a.allowed | b.allowed,
     )
+    return with_labels(result, labels_of(home))
 
 
 def _roles(operation: str, a: Weights, b: Weights) -> tuple[Weights, Weights, bool]:

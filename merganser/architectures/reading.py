@@ -419,7 +419,7 @@ def read(checkpoint: Checkpoint) -> Reading:
 
 def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -> Reading:
     """Read a model through a given family."""
-    prefix = _prefix(checkpoint, family)
+    prefix = _prefix(checkpoint.tensors, family)
     family = family.joined({name.removeprefix(prefix).rpartition(".")[0] for name in checkpoint.tensors})
     sizes = _sizes(family, config, checkpoint.name)
     tensors: dict[str, NamedTensor] = {}
@@ -470,9 +470,18 @@ def _specs(family: Family, spec: TensorSpec) -> Iterator[AxisSpec]:
     return iter({axis: family.axis(axis) for dim in spec.dims for axis in dim.axes}.values())
 
 
-def _prefix(checkpoint: Checkpoint, family: Family) -> str:
+def name_tensors(family: Family, names: Iterable[str]) -> dict[str, NamedTensor]:
+    """Those of some tensors that the family names, whether or not they are a whole model."""
+    known = list(names)
+    prefix = _prefix(known, family)
+    pairs = ((name, _named(family, name, prefix)) for name in known)
+    return {name: named for name, named in pairs if named is not None}
+
+
+def _prefix(names: Iterable[str], family: Family) -> str:
+    known = list(names)
     for body in (family.body, *family.wrappers):
-        if body and any(name.startswith(f"{body}.") for name in checkpoint.tensors):
+        if body and any(name.startswith(f"{body}.") for name in known):
             return f"{body}."
     return ""
 

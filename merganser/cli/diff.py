@@ -68,6 +68,7 @@ def command(
 def compare(a: Weights, b: Weights, progress: Progress | None = None) -> dict[str, Any]:
     """The document that --json prints. Float tensors are read once each, others by their digest."""
     from merganser import compute_scalars
+    from merganser.algebra.labelled import in_label_order, label_order, other_rows
     from merganser.errors import RequestError
 
     if (a.origin is None) != (b.origin is None):
@@ -75,16 +76,24 @@ def compare(a: Weights, b: Weights, progress: Progress | None = None) -> dict[st
         raise RequestError(
             f"{adapter.label} is a LoRA adapter, a change, and {model.label} a model: compare two of a kind"
         )
+    odd = other_rows(b, a)
+    order = {} if odd else label_order(b, a)
+    stored, b = b, in_label_order(b, a, lenient=True)
     both = [name for name in a if name in b]
-    numbers = {name: (a[name], b[name]) for name in both if _comparable(a[name], b[name])}
+    numbers = {name: (a[name], b[name]) for name in both if name not in odd and _comparable(a[name], b[name])}
     targets = {name: _measures(x, y) for name, (x, y) in numbers.items()}
     values = compute_scalars(targets, [*a.checkpoints, *b.checkpoints], progress=progress)
     tensors = [
-        _from_numbers(name, values[name], *numbers[name])
+        _from_numbers(name, values[name], a[name], stored[name])
         if name in numbers
-        else _other(name, a[name], b[name])
+        else _row(name, a[name], stored[name], equal=False, note="rows of other labels")
+        if name in odd
+        else _other(name, a[name], stored[name])
         for name in both
     ]
+    for row in tensors:
+        if row["name"] in order:
+            row["note"] = "; ".join(filter(None, (row["note"], "rows lined up by label")))
     squares = [(t["norm"] or 0.0) ** 2 for t in tensors]
     before = [values[name][1] for name in numbers]
     norm, base = math.sqrt(math.fsum(squares)), math.sqrt(math.fsum(before))

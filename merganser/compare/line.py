@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.algebra import Weights
+from merganser.algebra.labelled import in_label_order
 from merganser.errors import AlgebraError, RequestError
 from merganser.running import live_tensors
 
@@ -67,6 +68,7 @@ def line(
     if points < 3:
         raise RequestError(f"a line takes 3 points or more, not {points}")
     check(a, b)
+    b = in_label_order(b, a)
     shares = [k / (points - 1) for k in range(points)]
     found: dict[str, list[Score]] = {task.name: [] for task in tasks}
     for k, share in enumerate(shares):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from merganser.algebra import Expression, Weights
 from merganser.algebra.axes import reading_of
+from merganser.algebra.labelled import in_label_order, other_rows, reference_of
 from merganser.architectures import NamedTensor, Reading
 from merganser.architectures.notation import NORMS
 from merganser.errors import MerganserError, RequestError
@@ -98,6 +99,7 @@ def line_up(models: Sequence[Weights], base: Weights | None = None) -> Lineup:
 
     Raises `RequestError` for fewer than two checkpoints, for models among changes, and for a base of changes.
     """
+    models, base, odd = _by_labels(models, base)
     everyone = [*models, *([base] if base is not None else [])]
     if not models or len(everyone) < 2:
         raise RequestError("diagnose compares at least two checkpoints: two models, or one and --base")
@@ -118,12 +120,29 @@ def line_up(models: Sequence[Weights], base: Weights | None = None) -> Lineup:
     parts = _parts(readings)
     places: list[Place] = []
     left_out: list[Mapping[str, str]] = []
+    for k, names in odd.items():
+        for name in sorted(names):
+            left_out.append(_left(everyone[k], name, "its rows have other labels than the first model's"))
+        tables[k] = {key: name for key, name in tables[k].items() if name not in names}
     known = dict.fromkeys(key for table in tables for key in table)
     for key in known:
         found = {k: table[key] for k, table in enumerate(tables) if key in table}
         _settle(key, found, everyone, len(models), base is not None, parts, places, left_out)
     base_label, *labels = _told_apart([base.label if base is not None else "", *(m.label for m in models)])
     return Lineup(tuple(labels), base_label, tuple(models), base, tuple(places), tuple(left_out), grouped_by)
+
+
+def _by_labels(
+    models: Sequence[Weights], base: Weights | None
+) -> tuple[list[Weights], Weights | None, dict[int, set[str]]]:
+    """The models with classifiers' rows lined up by label, and by model the tensors whose rows have other labels."""
+    everyone = [*models, *([base] if base is not None else [])]
+    first = reference_of([*([base] if base is not None else []), *models])
+    odd: dict[int, set[str]] = {}
+    if first is not None:
+        odd = {k: set(found) for k, one in enumerate(everyone) if (found := other_rows(one, first))}
+        everyone = [in_label_order(one, first, lenient=True) for one in everyone]
+    return everyone[: len(models)], everyone[-1] if base is not None else None, odd
 
 
 def _told_apart(labels: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from merganser.algebra import Weights
+from merganser.algebra.labelled import in_label_order
 
 Values = np.ndarray[Any, Any]
 LARGE = 0.3
@@ -26,6 +27,7 @@ def between(a: Weights, b: Weights) -> dict[str, Any]:
     Kernels of convolutions count as matrices [out, all else]. A permutation changes singular vectors and no singular
     value, so all that alignment can change is in these numbers.
     """
+    b = in_label_order(b, a)
     total, sizes = 0.0, [0.0, 0.0]
     tensors = []
     sums = [0.0, 0.0]

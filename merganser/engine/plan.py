@@ -19,6 +19,7 @@ from merganser._version import __version__
 from merganser.algebra import Expression, Leaf, LowRank, Weights
 from merganser.algebra.computed import ByRows, ColumnSums, Derived, Whole, function_name
 from merganser.algebra.expression import Apply, Constant, Draw, Load, Reduce, Round
+from merganser.algebra.labelled import relabelled
 from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
 from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import Checkpoint, DType, StoredFile, StoredTensor
@@ -255,6 +256,8 @@ def changed_files(weights: Weights) -> dict[str, bytes | None]:
     reading, origin = weights.reading, weights.origin
     if reading is not None and origin is not None and (config := reading.followed()) != (origin.config or {}):
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    elif reading is None and (told := relabelled(weights)) is not None:
+        files["config.json"] = json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
     return files
 
 

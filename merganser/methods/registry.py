@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from merganser.algebra import Coefficient, Weights
+from merganser.algebra.labelled import by_labels, label_order, reference_of, rows_taken
 from merganser.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ GROUP = "merganser.methods"
 PerModel = Sequence[Coefficient] | Coefficient
 """One coefficient for all models, or a list with one for each."""
 
+OF_INPUTS = "gram"
+"""The kind of statistics that are of what a layer takes in, and not of its entries."""
 KEYS = {"scale": "lambda"}
 """The papers' and mergekit's lambda is a word of Python's."""
 BASES = ("required", "optional", "origin", "refused")
@@ -114,6 +117,15 @@ class Method:
         for name in parameters:
             self.parameter(name)
         self.check_inputs(base is not None, len(models))
+        if statistics is not None and len(statistics) == len(models) and self.statistics != OF_INPUTS:
+            # Numbers of a model's entries move as its rows do.
+            first = reference_of([*([base] if base is not None else []), *models])
+            if first is not None:
+                statistics = [
+                    rows_taken(one, label_order(model, first))
+                    for one, model in zip(statistics, models, strict=True)
+                ]
+        base, models = _lined_up(base, models)
         if self.statistics is None:
             if statistics is not None:
                 raise RequestError(f"{self.name} takes no statistics")
@@ -144,6 +156,14 @@ class Method:
         raise RequestError(
             f"{self.name} takes {wanted} model{'s'[: wanted[-1] != '1']}{beside}; there are {models}"
         )
+
+
+def _lined_up(base: Weights | None, models: Sequence[Weights]) -> tuple[Weights | None, Sequence[Weights]]:
+    """The models with classifiers' rows in the order of the first of them that has such rows, the base before all."""
+    if base is None:
+        return None, by_labels(models)
+    first, *others = by_labels([base, *models])
+    return first, others
 
 
 _registered: dict[str, Method] = {}

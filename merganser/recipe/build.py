@@ -9,6 +9,16 @@ from typing import Any
 from merganser._facade import open as open_weights
 from merganser.algebra import Weights, axes
 from merganser.algebra.expression import Apply, Constant, Expression, Round
+from merganser.algebra.labelled import (
+    Order,
+    in_label_order,
+    label_order,
+    labels_of,
+    reference_of,
+    rows_taken,
+    rows_with_labels,
+    with_labels,
+)
 from merganser.algebra.live import onto
 from merganser.algebra.operations import OPERATIONS
 from merganser.algebra.weights import need_numbers
@@ -16,6 +26,7 @@ from merganser.checkpoint import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
 from merganser.methods import Parameter
 from merganser.methods.merge._statistics import UNOBSERVED, unobserved_note
+from merganser.methods.registry import OF_INPUTS
 from merganser.recipe.agreement import agreed
 from merganser.recipe.experts import Mixture, build_mixture
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source
@@ -178,6 +189,7 @@ class _Merge:
             self.opened, files = merge_vocabularies(
                 recipe.vocabulary, self.opened, recipe.base, merged=recipe.merged
             )
+        self._line_up()
         parts = [self._part(part) for part in recipe.parts]
         weights = parts[0][1] if recipe.parts[0].name is None else self._modules(parts)
         for setting in (
@@ -187,6 +199,8 @@ class _Merge:
         weights = self._note_idle(weights, names)
         if differ is not None:
             weights = weights.with_note(differ)
+        if self.reordered:
+            weights = weights.with_note({"step": "labels", **self.reordered})
         if self.unobserved:
             weights = weights.with_note(unobserved_note(recipe.method.name, list(self.unobserved)))
         if files:
@@ -213,6 +227,34 @@ class _Merge:
             place=recipe.source,
         )
         return note
+
+    def _line_up(self) -> None:
+        """Put classifiers' rows in the order of the base's labels (without a base with such rows, the first model's).
+
+        Models with other labels stay: where their rows are merged, that is an error or the recipe's mismatch policy.
+        """
+        recipe, self.before_labels = self.recipe, list(self.opened)
+        order = [] if recipe.base is None else [recipe.base]
+        order += [k for k in recipe.merged if k != recipe.base]
+        self.rows: dict[int, Order] = {}
+        self.reordered: dict[str, Any] = {}
+        first = reference_of(self.opened[k] for k in order)
+        if first is None:
+            return
+        for k in order:
+            try:
+                found = label_order(self.opened[k], first)
+            except AlgebraError:
+                continue
+            if found:
+                self.rows[k] = found
+                self.opened[k] = in_label_order(self.opened[k], first)
+        if self.rows:
+            self.reordered = {
+                "rows in the order of": first.label,
+                "labels": list(labels_of(first) or ()),
+                "rows moved of": [self.opened[k].label for k in self.rows],
+            }
 
     def _note_idle(self, weights: Weights, names: Sequence[str]) -> Weights:
         """The weights with a note of filters and patterns that no tensor has; mergekit's filters may be idle."""
@@ -316,7 +358,9 @@ class _Merge:
                     f"{self.recipe.source}: {source.place}.statistics",
                     self.recipe.directory,
                 )
-            kept = unchanged(self.statistics[key], model, self.opened[source.model])
+            kept = unchanged(self.statistics[key], model, self.before_labels[source.model])
+            if kind != OF_INPUTS:
+                kept = rows_taken(kept, self.rows.get(source.model, {}))
             found.append(renamed(kept, view.models[k], view.inward[k]) if part.sliced else kept)
         return found
 
@@ -345,12 +389,15 @@ def _dressed_by(weights: Weights, base: Weights) -> Weights:
     extra = tuple(c for c in base.checkpoints if id(c) not in known)
     reading = axes.reading_of(weights)
     own = axes.reading_of(base)
-    return weights._with(
+    names = labels_of(weights) if rows_with_labels(weights) else None
+    result = weights._with(
         {name: weights.entry(name) for name in weights},
         origin=base.origin,
         checkpoints=(*weights.checkpoints, *extra),
         reading=own.resized(reading.sizes, reading.tensors) if own.family is reading.family else reading,
+        row_labels=None,
     )
+    return with_labels(result, names)
 
 
 @dataclass(frozen=True)

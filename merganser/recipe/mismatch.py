@@ -10,7 +10,8 @@ import numpy as np
 
 from merganser.algebra import Entry, Weights, axes
 from merganser.algebra.expression import Expression
-from merganser.algebra.rearranged import joined, taken
+from merganser.algebra.labelled import labels_of, other_rows, with_labels
+from merganser.algebra.rearranged import Indices, joined, taken
 from merganser.algebra.selection import matcher
 from merganser.algebra.weights import agree
 from merganser.architectures import Axis
@@ -26,7 +27,8 @@ class Policy:
 
     Against the reference (the base, else the first model): "error" refuses; "skip" leaves a model out where it does
     not fit; "base" keeps the reference's own tensor; "crop" cuts what is larger to the reference's shape; "pad" fills
-    what is smaller with the reference's own entries.
+    what is smaller with the reference's own entries. Rows of a classifier fit where the labels are the same: "crop"
+    leaves out the rows of other labels, "pad" gives those that a model lacks the reference's own.
     """
 
     rules: tuple[tuple[str, str], ...]
@@ -83,25 +85,32 @@ def conform(reference: Weights, models: Sequence[Weights], policy: Policy) -> Co
     kept: set[str] = set()
     counts: dict[str, list[str]] = {word: [] for word in POLICIES[1:]}
     changed: list[dict[str, Entry]] = [{} for _ in models]
+    rows = [{} if model is reference else other_rows(model, reference) for model in models]
+    unfit = [set(own) for own in rows]
     for name in reference:
         own = reference.entry(name)
         for k, model in enumerate(models):
             other = model.find(name)
             if model is reference or (other is None and (own.carried or _silent(model))):
                 continue
-            if other is not None and agree(own, other):
+            if other is not None and agree(own, other) and name not in rows[k]:
                 continue
             word = policy.word(name)
             if word == "error":
                 continue
+            unfit[k].discard(name)
             counts[word].append(f"{name} of {model.label}")
             if word == "base" or own.carried or (other is not None and other.carried):
                 kept.add(name)
             elif word == "skip" or other is None:
                 absent.setdefault(name, set()).add(k)
+            elif name in rows[k]:
+                row = rows[k][name]
+                made = _by_label(name, own.expression, other.expression, word, model.label, row)
+                changed[k][name] = Entry(made, other.degree)
             else:
-                fitted = _fitted(name, own.expression, other.expression, word, model.label)
-                changed[k][name] = Entry(fitted, other.degree)
+                made = _fitted(name, own.expression, other.expression, word, model.label)
+                changed[k][name] = Entry(made, other.degree)
     extra = sorted(
         {f"{name} of {model.label}" for model in models for name in model if name not in reference}
     )
@@ -111,7 +120,10 @@ def conform(reference: Weights, models: Sequence[Weights], policy: Policy) -> Co
         entries = {n: model.entry(n) for n in model if n in reference and n not in gone}
         entries |= {name: reference.entry(name) for name in gone} | changed[k]
         # What a model lacks or is left out of is never used; the reference's own stands there so that names agree.
-        result.append(model if model is reference else model._with(entries))
+        fitting = model if model is reference else model._with(entries)
+        if rows[k] and not unfit[k]:
+            fitting = with_labels(fitting, labels_of(reference))
+        result.append(fitting)
     found = {word: sorted(names) for word, names in counts.items() if names}
     if extra:
         found["only in a model, left out"] = extra
@@ -154,6 +166,28 @@ def _layers(weights: Weights) -> dict[str, int]:
 def _silent(model: Weights) -> bool:
     """Whether the model is a vector, which may cover some tensors only."""
     return model.origin is None
+
+
+def _by_label(
+    name: str,
+    own: Expression,
+    other: Expression,
+    word: str,
+    label: str,
+    rows: tuple[int, Indices, Indices],
+) -> Expression:
+    """The rows of a classifier that has other labels than the reference, in the reference's order."""
+    dim, here, extra = rows
+    lacks = bool((here < 0).any())
+    if (word == "crop" and lacks) or (word == "pad" and len(extra)) or not (here >= 0).any():
+        raise AlgebraError(
+            f"mismatch: {word} cannot fit tensor {name!r} of {label!r}, whose rows have other labels: "
+            f"{f'{int((here < 0).sum())} labels are not there' if lacks else f'{len(extra)} are too many'}; "
+            "use base or skip for it"
+        )
+    both = joined([other, own], dim) if lacks else other
+    index = np.where(here >= 0, here, other.shape[dim] + np.arange(len(here)))
+    return taken(both, [index if k == dim else None for k in range(len(own.shape))])
 
 
 def _fitted(name: str, own: Expression, other: Expression, word: str, label: str) -> Expression:

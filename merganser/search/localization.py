@@ -30,12 +30,14 @@ from merganser._progress import Progress
 from merganser._version import __version__
 from merganser.algebra import Entry, Weights
 from merganser.algebra.computed import whole
+from merganser.algebra.labelled import in_label_order
 from merganser.algebra.rearranged import Array
+from merganser.checkpoint.digest import identity
 from merganser.checkpoint.dtypes import BOOL
 from merganser.engine.workspace import exchange, rename_new
 from merganser.errors import OutputError, RequestError
 from merganser.lineage import statistics_note
-from merganser.running import Head, Rows, open_model, read_rows
+from merganser.running import Head, Model, Rows, open_model, read_rows
 from merganser.running.kinds import Kind
 from merganser.search._grafted import Grafted, largest, learned
 from merganser.search._texts import read_texts
@@ -185,7 +187,7 @@ def localize(
     layer = Head.open(head) if isinstance(head, str | Path) else head
     others = [_opened_mask(path) for path in against]
     kind: Kind | None = "encoder" if layer is not None else None
-    first, second = open_model(base, kind=kind), open_model(model, kind=kind)
+    first, second = _opened_base(base, model, kind), open_model(model, kind=kind)
     reading = {
         "text": options.text,
         "label": options.label,
@@ -273,6 +275,17 @@ def localize(
         "entries": int(flat.sum()),
     }
     return Localization(masks, report, str(base), str(model), note)
+
+
+def _opened_base(base: str | Path, model: str | Path, kind: Kind | None) -> Model:
+    """The base, its classifier's rows in the order of the fine-tune's labels, as the mask is to be of the fine-tune."""
+    held = open_weights(base, name=str(base))
+    moved = in_label_order(held, open_weights(model, name=str(model)))
+    if moved is held or held.origin is None:
+        return open_model(base, kind=kind)
+    opened = open_model(moved, kind=kind)
+    opened.identity = identity(held.origin.tensors)
+    return opened
 
 
 def _bools(values: Flat) -> Flat:

@@ -11,6 +11,7 @@ import numpy as np
 from merganser._facade import compute_scalars
 from merganser.algebra import Expression, Leaf, LowRank, Weights, total
 from merganser.algebra.computed import whole
+from merganser.algebra.labelled import in_label_order, label_order
 from merganser.algebra.live import onto
 from merganser.algebra.rearranged import product, reshaped
 from merganser.errors import AlgebraError
@@ -43,6 +44,14 @@ def port(
         if abs(base.degree - 1) > 1e-6:
             raise AlgebraError(
                 f"{base.label!r} has degree {base.degree:g}: a patch is carried from model to model"
+            )
+    order = label_order(new, old)
+    for change in (patch, *([fresh] if fresh is not None else [])):
+        if change.origin is None and (odd := [name for name in order if name in change]):
+            raise AlgebraError(
+                f"{change.label!r} changes {odd[0]!r}, a row for each label, and {old.label!r} and {new.label!r} have "
+                "their labels in different orders. Bring the new base into the old one's first: `merganser reshape "
+                f'{new.label} OUT "permute: {{axis: labels, order: {next(iter(order.values()))[1].tolist()}}}"`'
             )
     vector = onto(old, _vector(patch, old))
     other = None if fresh is None else _vector(fresh, new)
@@ -90,6 +99,8 @@ def survival(
     """
     patch = onto(old, patch)
     fresh = None if fresh is None else onto(new, fresh)
+    patch, new = in_label_order(patch, old), in_label_order(new, old)
+    fresh = None if fresh is None else in_label_order(fresh, old)
     targets: dict[str, list[Expression]] = {}
     keys: dict[str, list[str]] = {}
     for name in patch:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from merganser.algebra import Weights
+from merganser.algebra.labelled import in_label_order
 from merganser.architectures import Axis, Reading
 from merganser.methods.align._descent import Block, Factor, Matching, Values, assigned, match
 from merganser.methods.align._paired import Moments, as_matrix, factors
@@ -51,6 +52,7 @@ def align_activations(
     """
     moments = Moments(statistics, to, weights, "align_activations")
     weights, to = _read(weights, to, family, inferred)
+    to = in_label_order(to, weights)
     models = _Models(to, weights)
     found, without = solve(models, moments, models.free(axes), by)
     result = _permuted(weights, found, models.copied)

@@ -10,6 +10,7 @@ import numpy as np
 
 from merganser.algebra import Weights
 from merganser.algebra.axes import pad
+from merganser.algebra.labelled import in_label_order
 from merganser.algebra.rearranged import Array
 from merganser.algebra.weights import Entry
 from merganser.architectures import Axis, Reading
@@ -68,6 +69,7 @@ def pleas(
         raise RequestError(f"pleas: ridge must be above 0, not {ridge:g}")
     moments = Moments(statistics, weights, other, "pleas")
     other, a = _read(other, weights, family, inferred)
+    other = in_label_order(other, a)
     merging = _Merging(a, other, moments, by)
     widths = merging.widths(size)
     kept = {axis: merging.kept(axis, widths[axis]) for axis in merging.neurons}

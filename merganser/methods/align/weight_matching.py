@@ -11,6 +11,7 @@ import numpy as np
 
 from merganser.algebra import Weights
 from merganser.algebra.axes import Keep, permute, reading_of
+from merganser.algebra.labelled import in_label_order
 from merganser.architectures import Axis, Reading, read_as
 from merganser.architectures.inferred import infer, read_with
 from merganser.errors import AlgebraError, RequestError, did_you_mean
@@ -61,6 +62,7 @@ def align(
     if rounds < 1:
         raise RequestError(f"align: rounds must be 1 or more, not {rounds}")
     weights, to = _read(weights, to, family, inferred)
+    to = in_label_order(to, weights)
     matched = _Models(to, weights)
     free = matched.free(axes)
     matched.hold(int(memory * 2**30), free)

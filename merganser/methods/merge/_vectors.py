@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from merganser.algebra import Coefficient, Entry, Weights, axes, disjoint_mean, elect_sign, weighted_sum
 from merganser.algebra.agreement import check_agreement
+from merganser.algebra.labelled import in_label_order, labels_of, with_labels
 from merganser.algebra.live import onto
 from merganser.algebra.selection import coefficients
 from merganser.algebra.vocabulary import per_part
@@ -41,13 +42,18 @@ def _filled(base: Weights, vector: Weights) -> Weights:
         raise AlgebraError(
             f"{vector.label!r} changes tensor {extra[0]!r}, which {base.label!r} does not have"
         )
+    vector = in_label_order(vector, base)
     if len(vector) == len(base):
         return vector
     silent = base.map(lambda _, expression: expression * 0.0, degree=0.0)
     entries = {name: vector.entry(name) if name in vector else silent.entry(name) for name in base}
     zero = {name: Entry(entry.expression, 0.0) for name, entry in entries.items()}
     return Weights(
-        zero, label=vector.label, origin=None, checkpoints=(*base.checkpoints, *vector.checkpoints)
+        zero,
+        label=vector.label,
+        origin=None,
+        checkpoints=(*base.checkpoints, *vector.checkpoints),
+        row_labels=labels_of(base),
     )
 
 
@@ -105,14 +111,17 @@ def dressed(weights: Weights, base: Weights | None) -> Weights:
         entries[name] = base.entry(name) if entry.carried and name in base else entry
     known = {id(checkpoint) for checkpoint in weights.checkpoints}
     extra = tuple(checkpoint for checkpoint in base.checkpoints if id(checkpoint) not in known)
-    return weights._with(
+    names = labels_of(weights)
+    result = weights._with(
         entries,
         origin=base.origin,
         checkpoints=(*weights.checkpoints, *extra),
         dropped=weights.dropped | base.dropped,
         files={**weights.files, **base.files},
         reading=_reading(weights, base),
+        row_labels=base.row_labels,
     )
+    return with_labels(result, names)
 
 
 def _reading(weights: Weights, base: Weights) -> Reading | None:
