@@ -46,7 +46,7 @@ def tokenizer_files(
         name: None for model in models for name in model.files if is_tokenizer_file(name)
     }
     files |= {name: raw for name, raw in owner.files.items() if is_tokenizer_file(name)}
-    if made is not owner.tokenizer or owner.beyond:
+    if made is not owner.tokenizer or owner.beyond or made.late:
         changed = follow(owner.files, {}, owner.tokenizer, made, lambda i: i, owner.rows).files
         files |= {name: raw for name, raw in changed.items() if is_tokenizer_file(name)}
     if owner.beyond:

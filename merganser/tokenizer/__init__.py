@@ -9,6 +9,7 @@ from merganser.tokenizer.document import Tokenizer
 from merganser.tokenizer.library import count, encode_texts, load, same_ids, texts_of
 from merganser.tokenizer.scripts import in_scripts, ranges_of
 from merganser.tokenizer.spelling import Spelling
+from merganser.tokenizer.together import read_tokenizer
 
 __all__ = [
     "Followed",
@@ -23,6 +24,7 @@ __all__ = [
     "mentioned",
     "ranges_of",
     "read_small",
+    "read_tokenizer",
     "same_ids",
     "texts_of",
 ]

@@ -233,14 +233,24 @@ def follow(
 def special_roles(files: Mapping[str, bytes], tokenizer: Tokenizer) -> dict[str, str]:
     """The tokens of bos, eos and the like, as tokenizer_config.json or special_tokens_map.json name them."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        document = json_of(files, name, tokenizer.source)
-        for role in ROLES:
-            value = document.get(f"{role}_token")
-            token = value.get("content") if isinstance(value, dict) else value
-            if isinstance(token, str):
-                found[role] = token
+    document = told_parts(files, tokenizer.source)
+    for role in ROLES:
+        value = document.get(f"{role}_token")
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            found[role] = token
     return found
+
+
+def told_parts(files: Mapping[str, bytes], source: str) -> dict[str, Any]:
+    """tokenizer_config.json, with what special_tokens_map.json says.
+
+    As transformers has it: the map stands above the settings, and is not read where these have `added_tokens_decoder`.
+    """
+    settings = json_of(files, "tokenizer_config.json", source)
+    if "added_tokens_decoder" in settings:
+        return settings
+    return settings | json_of(files, "special_tokens_map.json", source)
 
 
 def _decoder(before: Any, new: Tokenizer) -> dict[str, Any]:

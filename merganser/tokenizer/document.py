@@ -24,7 +24,8 @@ class Tokenizer:
 
     `model` are the tokens that the model itself makes, with their ids; `scores` those of Unigram; `merges` those of
     BPE, the strongest first. `added` are the tokens that are looked for in the text before the model sees it, as the
-    file describes them. `document` is the rest of the file. `source` is what errors call it.
+    file describes them. `document` is the rest of the file. `source` is what errors call it. `late` are added tokens
+    that other files than tokenizer.json name.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Tokenizer:
     added: tuple[Mapping[str, Any], ...]
     document: Mapping[str, Any]
     source: str
+    late: tuple[str, ...] = ()
 
     # Reading --------------------------------------------------------------------------------------------------------
 
@@ -70,6 +72,10 @@ class Tokenizer:
         found = cls(kind, vocab, scores, merges, tuple(added), document, source)
         found._check(bad)
         return found
+
+    def check(self) -> None:
+        """Raise `CheckpointError` where two tokens have one id, or one has two."""
+        self._check(lambda what: CheckpointError(f"{self.source}: not a tokenizer that is read: {what}"))
 
     def _check(self, bad: Any) -> None:
         by_id: dict[int, str] = {id_: token for token, id_ in self.model.items()}

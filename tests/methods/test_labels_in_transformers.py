@@ -197,7 +197,7 @@ def test_names_stay_with_their_rows(step, told, tmp_path):
 def test_a_number_that_contradicts_the_table_is_refused_with_a_way_out(tmp_path, capsys):
     folder = classifier(tmp_path / "model", num_labels=2)
     step = "permute: {axis: labels, order: [1, 3, 0, 2]}"
-    assert run(["reshape", str(folder), str(tmp_path / "out"), step]) == 1
+    assert run(["reshape", str(folder), str(tmp_path / "out"), step]) == 2
     assert "Correct id2label and num_labels" in capsys.readouterr().err
     config = json.loads((folder / "config.json").read_text()) | {"num_labels": 4}
     (folder / "config.json").write_text(json.dumps(config))

@@ -18,7 +18,7 @@ from merganser.algebra.rearranged import Array, joined, reshaped, taken
 from merganser.architectures import Axis
 from merganser.errors import AlgebraError, RequestError
 from merganser.methods.vocabulary._shared import small_files
-from merganser.tokenizer import Tokenizer, encode_texts, load
+from merganser.tokenizer import encode_texts, load, read_tokenizer
 from merganser.tokenizer.companions import TOKENIZER, special_roles
 
 RANDOM = ("random", "uniform_random")
@@ -126,8 +126,9 @@ def _writer(base: Weights, embedding: str) -> Callable[[Sequence[str]], list[Tex
             "tokenizer in another format becomes one by AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) of "
             "transformers"
         )
-    tokenizer = Tokenizer.parse(files[TOKENIZER], f"{base.label}/{TOKENIZER}")
-    library, rows = load(tokenizer), base[embedding].shape[0]
+    rows = base[embedding].shape[0]
+    tokenizer = read_tokenizer(files, base.label, rows)
+    library = load(tokenizer)
     start = special_roles(files, tokenizer).get("bos", "")
 
     def write(prompts: Sequence[str]) -> list[Text]:

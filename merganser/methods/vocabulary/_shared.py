@@ -12,7 +12,7 @@ import numpy as np
 from merganser.algebra import Weights, axes
 from merganser.architectures import Reading, get_key
 from merganser.errors import AlgebraError, RequestError
-from merganser.tokenizer import Followed, Tokenizer, follow, is_vocabulary_file, read_small
+from merganser.tokenizer import Followed, Tokenizer, follow, is_vocabulary_file, read_small, read_tokenizer
 from merganser.tokenizer.companions import (
     TOKENIZER,
     Changes,
@@ -51,13 +51,18 @@ class Vocabulary:
         rows = rows_of(reading)
         files = small_files(weights)
         if TOKENIZER not in files:
-            other = [name for name in files if name.endswith((".model", ".tiktoken", ".txt"))]
+            other = [
+                name
+                for name in files
+                if name.endswith((".model", ".tiktoken", ".txt")) or name == "vocab.json"
+            ]
             hint = f" (it has {', '.join(other)})" if other else ""
             raise RequestError(
                 f"{weights.label!r} has no {TOKENIZER}{hint}. A tokenizer in another format becomes one by "
-                "AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) of transformers"
+                "AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) of transformers (which reads a .model "
+                "with sentencepiece and protobuf installed)"
             )
-        tokenizer = Tokenizer.parse(files[TOKENIZER], f"{weights.label}/{TOKENIZER}")
+        tokenizer = read_tokenizer(files, weights.label, rows)
         embedding = reading.name(_embedding(reading), {})
         if tokenizer.holes:
             raise AlgebraError(

@@ -20,7 +20,7 @@ from merganser.methods.vocabulary._shared import (
     told,
     with_files,
 )
-from merganser.tokenizer import Followed, Tokenizer, encode_texts, load, mentioned
+from merganser.tokenizer import Followed, Tokenizer, encode_texts, follow, load, mentioned
 from merganser.tokenizer.companions import (
     NUMBERED,
     ROLES,
@@ -218,6 +218,9 @@ def _followed(
         n: None for n in own.files if n not in NUMBERED or n == TOKENIZER_CONFIG
     }
     files |= {n: c for n, c in other.files.items() if n not in NUMBERED or n == TOKENIZER_CONFIG}
+    if other.tokenizer.late:  # its files come to agree
+        whole = follow(other.files, {}, other.tokenizer, other.tokenizer, lambda i: i, other.rows).files
+        files |= {n: c for n, c in whole.items() if n not in NUMBERED or n == TOKENIZER_CONFIG}
     _template(files, own, other, chat_template)
     back = {mine: theirs for theirs, mine in reversed(list(shared.items()))}
     by_role = {
