@@ -102,7 +102,8 @@ class LiveClass:
                 return rest
             return name if first in self.own else None
         if first == self.prefix:
-            return name
+            word, dot, _ = rest.partition(".")
+            return name if word in self.body or not dot else None
         if first in self.own:
             return name
         return f"{self.prefix}.{name}" if first in self.body else None
@@ -133,7 +134,12 @@ def live_class(
     classes = classes_of((config or {}).get("model_type"))
     if not classes:
         return None
-    return max(classes, key=lambda one: (sum(one.live(name) is not None for name in stored), -len(one.own)))
+
+    def fit(one: LiveClass) -> tuple[int, bool, int]:
+        prefixed = any(name.startswith(f"{one.prefix}.") for name in stored)
+        return sum(one.live(name) is not None for name in stored), one.is_body != prefixed, -len(one.own)
+
+    return max(classes, key=fit)
 
 
 def classes_of(model_type: Any) -> tuple[LiveClass, ...]:
