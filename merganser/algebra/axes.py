@@ -36,6 +36,7 @@ from merganser.architectures import Axis, NamedTensor, Reading, read
 from merganser.architectures.labels import LABELS, label_names, numbered, with_label_names
 from merganser.architectures.notation import NORMS
 from merganser.architectures.reading import MOST_COPIES
+from merganser.architectures.ties import to_write_out, untied
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, RequestError, listing
 
@@ -65,7 +66,10 @@ def reading_of(weights: Weights) -> Reading:
         raise AlgebraError(
             f"{weights.label!r} lacks tensors of its model: {listing(lost)}; named axes need all of them"
         )
-    if extra := [name for name in weights if name not in reading.tensors]:
+    extra = [name for name in weights if name not in reading.tensors]
+    if extra and reading.left_out.keys() >= set(extra):  # a tied matrix that was written out under every name
+        return replace(reading, tensors={**reading.tensors, **reading.named(extra)})
+    if extra:
         raise AlgebraError(
             f"{weights.label!r} has tensors that its family does not name: {listing(extra)}; was it renamed?"
         )
@@ -463,14 +467,13 @@ def _mixed(node: Expression, dim: int, rows: Matrix, coefficients: Matrix) -> Ex
 def untie(weights: Weights) -> Weights:
     """A matrix of its own for an output head that shares the embedding; the function stays."""
     reading = reading_of(weights)
+    names = to_write_out(reading.family, reading.config, reading.left_out)
+    if not names:
+        return weights
     entries = {name: weights.entry(name) for name in weights}
-    tensors, config = dict(reading.tensors), dict(reading.config)
-    for head, shared in reading.left_out.items():
-        plain = (s for s in reading.family.tensors if not s.indices)
-        spec = next(s for s in plain if reading.name(s, {}) == head)
-        entries[head], tensors[head] = entries[shared], NamedTensor(spec, ())
-        config["tie_word_embeddings"] = False
-    return _changed(weights, entries, replace(reading, tensors=tensors, config=config))
+    entries |= {name: entries[shared] for name, shared in names.items()}
+    tensors = {**reading.tensors, **reading.named(names)}
+    return _changed(weights, entries, replace(reading, tensors=tensors, config=untied(reading.config)))
 
 
 def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int, ...], Matrix]) -> Weights:

@@ -21,7 +21,8 @@ def onto(base: Weights, vector: Weights) -> Weights:
         return vector
     if all(base.find(name) is not None for name in vector):
         return vector
-    names = stored_names(base.origin.config, list(base), list(vector))
+    held = dict.fromkeys([*base, *base.aliases])  # a tied head may be changed without being stored
+    names = stored_names(base.origin.config, held, list(vector))
     if not names:
         return vector
     entries: dict[str, Entry] = {}

@@ -18,7 +18,9 @@ from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number
 from merganser.algebra.labelled import by_labels, in_label_order, labels_of, with_labels
 from merganser.algebra.live import onto
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
+from merganser.algebra.ties import levelled
 from merganser.architectures.meaning import check_keys
+from merganser.architectures.ties import aliases
 from merganser.checkpoint import Checkpoint
 from merganser.checkpoint.tensor import same_content
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
@@ -50,7 +52,8 @@ class Weights(Mapping[str, Expression]):
     `label` is what errors call these weights and what keys their random draws. `origin` is the checkpoint whose small
     files (config, tokenizer ...) travel with them, and which a saved result must cover. `dropped` are names of the
     origin that were left out on purpose (`select`, `drop`). `aliases` are names that stand for another tensor because
-    the two are tied (an output head that shares the embedding): they answer where another parent holds both.
+    the two are tied (an output head that shares the embedding): they answer where another parent holds both; of names
+    that are stored all the same, whose copies may have come to differ, see `merganser.algebra.ties`.
     `reading` is what an operation on named axes made of the origin's axes and config; None while they are as they were.
     `allowed` are config keys in which these weights may contradict those that they are joined with (`allow`).
     `files` are small files that stand in for the origin's (None: taken away). `notes` are what operations report of
@@ -335,7 +338,7 @@ def from_checkpoint(checkpoint: Checkpoint, degree: float | None = None) -> Weig
     entries |= {name: Entry(LowRank(delta), degree) for name, delta in checkpoint.deltas.items()}
     origin = None if checkpoint.is_adapter else checkpoint
     return Weights(
-        entries, label=checkpoint.name, origin=origin, checkpoints=(checkpoint,), aliases=checkpoint.aliases
+        entries, label=checkpoint.name, origin=origin, checkpoints=(checkpoint,), aliases=aliases(checkpoint)
     )
 
 
@@ -353,7 +356,7 @@ def combine_named(
     parts: Iterable[Weights], function: Callable[..., Expression], degree: float | None = None
 ) -> Weights:
     """`function(name, *expressions)`, otherwise as `combine_all`."""
-    parts = by_labels(list(parts))
+    parts = by_labels(levelled(*parts))
     first = parts[0]
     need_numbers(checkpoint for part in parts for checkpoint in part.checkpoints)
     check_agreement(parts)
@@ -383,6 +386,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
     need_numbers((*a.checkpoints, *b.checkpoints))
     if operation in ("add", "sub"):
         check_agreement((a, b))
+    a, b = levelled(a, b)
     named, other, sparse = _roles(operation, a, b)
     if sparse and (settled := onto(named, other)) is not other:
         a, b, other = (settled, b, settled) if other is a else (a, settled, settled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -27,7 +27,7 @@ from merganser.errors import RequestError, did_you_mean
 KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
     "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "positions",
-    "aliases", "proportional", "at_most", "rigid", "beyond", "loaders",
+    "aliases", "proportional", "at_most", "rigid", "beyond", "loaders", "tie",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BRACKETS = 2000
@@ -71,6 +71,23 @@ class Rule:
     def concerns(self, config: Mapping[str, Any]) -> bool:
         """Whether the rule holds for a model with this config."""
         return self.model_type in (None, config.get("model_type"))
+
+
+@dataclass(frozen=True, slots=True)
+class TieSpec:
+    """What the loader makes of `tie_word_embeddings`.
+
+    `default` are the model types that tie where config.json does not say it, `always` those that tie whatever it says.
+    `untied` are further config keys of a model that is untied in words, for the loader takes the flag for them too.
+    `needs` is a config key that, where it is false, leaves only the head tied. `headless` are classes without the head,
+    for all that their names sound like it.
+    """
+
+    default: tuple[str, ...] = ()
+    always: tuple[str, ...] = ()
+    untied: Mapping[str, Any] = field(default_factory=dict)
+    needs: str | None = None
+    headless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +142,7 @@ class Family:
     same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     loaders: Mapping[str, Loader] = field(default_factory=dict)
     """What the stock loaders of its model types take for granted, where a step goes from one type to another."""
+    tie: TieSpec = field(default_factory=TieSpec)
 
     def loader(self, config: Mapping[str, Any]) -> Loader | None:
         """What is known of the stock loader of a model with this config."""
@@ -318,6 +336,7 @@ def parse_family(text: str, place: str) -> Family:
         at_most=dict(raw.get("at_most", {})),
         rigid=dict(raw.get("rigid", {})),
         beyond=dict(raw.get("beyond", {})),
+        tie=_tie(raw.get("tie", {}), tuple(raw["model_types"]), place),
     )
     _check(family, place)
     return family
@@ -388,6 +407,25 @@ def _experts(raw: Any, place: str) -> ExpertSpec | None:
     if not isinstance(raw["modules"], Mapping) or not isinstance(raw["settings"], Mapping):
         raise FamilyError(f"{place}: experts: modules and settings are mappings")
     return ExpertSpec(**raw)
+
+
+def _tie(raw: Mapping[str, Any], model_types: Sequence[str], place: str) -> TieSpec:
+    """`default: [gpt2]`, `always: [t5]`, `untied: {scale_decoder_outputs: true}`, `needs: share_embeddings`."""
+    known = TieSpec.__dataclass_fields__
+    for key in raw:
+        if key not in known:
+            raise FamilyError(f"{place}: tie: unknown key {key!r}{did_you_mean(str(key), known)}")
+    for key in ("default", "always"):
+        listed = raw.get(key, [])
+        if not isinstance(listed, list) or (strange := [kind for kind in listed if kind not in model_types]):
+            told = strange[0] if isinstance(listed, list) else listed
+            raise FamilyError(f"{place}: tie: {key}: lists model types of this file, not {told!r}")
+    if not isinstance(raw.get("untied", {}), Mapping) or not isinstance(raw.get("needs", ""), str):
+        raise FamilyError(f"{place}: tie: untied is a mapping, needs the name of a config key")
+    if not isinstance(raw.get("headless", []), list):
+        raise FamilyError(f"{place}: tie: headless lists names of classes")
+    lists = {key: tuple(raw.get(key, ())) for key in ("default", "always", "headless")}
+    return TieSpec(untied=dict(raw.get("untied", {})), needs=raw.get("needs"), **lists)
 
 
 def _same(raw: Mapping[str, Any], place: str) -> dict[str, tuple[str, str]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from merganser.architectures import positions
+from merganser.architectures import positions, ties
 from merganser.architectures.family import AxisSpec, Family, family_of, get_key, known_model_types, with_key
 from merganser.architectures.notation import Dimension, Formula, Missing, TensorSpec
 from merganser.architectures.positions import Move, PositionRule, Values
@@ -30,11 +29,6 @@ class Axis(NamedTuple):
     def __str__(self) -> str:
         return self.name + (f"[{', '.join(map(str, self.at))}]" if self.at else "")
 
-
-_WITH_HEAD = re.compile(
-    r"LMHead|ForCausalLM|ForMaskedLM|ForPreTraining|ForConditionalGeneration|WithLMHead|Seq2Seq"
-)
-"""Class names of transformers whose models have an output head over the vocabulary."""
 
 Part = tuple[Axis | int, ...]
 
@@ -117,17 +111,17 @@ class Reading:
 
         A model without an output head (a classifier, a bare body) has none: config.json's class names tell.
         """
-        classes = [str(name) for name in self.config.get("architectures") or []]
-        if self.config.get("tie_word_embeddings") is False or (
-            classes and not any(map(_WITH_HEAD.search, classes))
-        ):
-            return {}
-        return {h: s for h, s in self.tied.items() if h not in self.tensors and s in self.tensors}
+        return ties.left_out(self.family, self.prefix, self.config, self.tensors)
 
     @property
     def is_tied(self) -> bool:
         """Whether an output head is left out because it shares the embedding."""
-        return bool(self.left_out)
+        return any(name in self.family.heads for name in self.left_out)
+
+    def named(self, names: Iterable[str]) -> dict[str, NamedTensor]:
+        """The places in the family's file of tied names, whether the model holds them or not."""
+        plain = {self.name(spec, {}): spec for spec in self.family.tensors if not spec.indices}
+        return {name: NamedTensor(plain[name], ()) for name in names if name in plain}
 
     def refused(self, text: str) -> AlgebraError:
         """An error about this model."""
@@ -419,7 +413,7 @@ def read(checkpoint: Checkpoint) -> Reading:
 
 def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -> Reading:
     """Read a model through a given family."""
-    prefix = _prefix(checkpoint.tensors, family)
+    prefix = ties.prefix_of(family, checkpoint.tensors)
     family = family.joined({name.removeprefix(prefix).rpartition(".")[0] for name in checkpoint.tensors})
     sizes = _sizes(family, config, checkpoint.name)
     tensors: dict[str, NamedTensor] = {}
@@ -473,17 +467,9 @@ def _specs(family: Family, spec: TensorSpec) -> Iterator[AxisSpec]:
 def name_tensors(family: Family, names: Iterable[str]) -> dict[str, NamedTensor]:
     """Those of some tensors that the family names, whether or not they are a whole model."""
     known = list(names)
-    prefix = _prefix(known, family)
+    prefix = ties.prefix_of(family, known)
     pairs = ((name, _named(family, name, prefix)) for name in known)
     return {name: named for name, named in pairs if named is not None}
-
-
-def _prefix(names: Iterable[str], family: Family) -> str:
-    known = list(names)
-    for body in (family.body, *family.wrappers):
-        if body and any(name.startswith(f"{body}.") for name in known):
-            return f"{body}."
-    return ""
 
 
 def _named(family: Family, name: str, prefix: str) -> NamedTensor | None:
@@ -576,7 +562,7 @@ def _check_copies(reading: Reading, sizes: Mapping[str, int]) -> None:
         for at in _places(spec, sizes):
             if at not in held.get(spec.pattern, ()):
                 name = reading.name(spec, dict(at))
-                if name not in reading.tied:
+                if name not in reading.tied and name not in reading.left_out:
                     raise CheckpointError(
                         f"{reading.source}: lacks the tensor {name!r}, which every {family.name} of this size has"
                     )

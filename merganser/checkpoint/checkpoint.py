@@ -29,18 +29,6 @@ from merganser.checkpoint.names import is_index
 from merganser.checkpoint.tensor import StoredTensor
 from merganser.errors import CheckpointError, QuantizedError, RequestError, listing
 
-TIED_HEADS = {
-    "lm_head.weight": (
-        "model.embed_tokens.weight",
-        "model.decoder.embed_tokens.weight",
-        "transformer.wte.weight",
-        "shared.weight",
-    ),
-    "embed_out.weight": ("gpt_neox.embed_in.weight",),
-    "cls.predictions.decoder.weight": ("bert.embeddings.word_embeddings.weight",),
-}
-"""Names of output heads, and of the embeddings they share in models that tie the two."""
-
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -147,29 +135,6 @@ class Checkpoint:
     def weights_stem(self) -> str:
         """What a result of this model calls its files: `model`, or the name that a library looks for."""
         return kept_stem(file.path.name for file in self.files)
-
-    @cached_property
-    def aliases(self) -> dict[str, str]:
-        """Output heads that share the embedding: head name to embedding name.
-
-        A head that is stored all the same counts where the config ties the two and their shapes agree.
-        """
-        tied = (self.config or {}).get("tie_word_embeddings")
-        if tied is False:
-            return {}
-
-        def shares(head: str, embedding: str) -> bool:
-            found, other = self.tensors.get(head), self.tensors.get(embedding)
-            if other is None or found is None:
-                return other is not None
-            return tied is True and (found.dtype, found.shape) == (other.dtype, other.shape)
-
-        return {
-            head: embedding
-            for head, embeddings in TIED_HEADS.items()
-            for embedding in embeddings
-            if shares(head, embedding)
-        }
 
     @cached_property
     def degree(self) -> float:

@@ -59,6 +59,8 @@ def same_content(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two tensors have the same type, shape and bits. Reads both as far as they agree, a piece at a time."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
+    if a.file is b.file and a.offset == b.offset:
+        return True
     step = 1 << 20
     for start in range(0, a.size, step):
         size = a.dtype.nbytes(min(step, a.size - start))

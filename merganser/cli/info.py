@@ -78,6 +78,7 @@ def command(
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The document that --json prints."""
+    from merganser.architectures.ties import aliases
     from merganser.errors import CheckpointError
     from merganser.lineage import statistics_note
 
@@ -120,7 +121,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "deltas": deltas,
         "factors": None if checkpoint.factors is None else str(checkpoint.factors),
         "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
-        "tied": checkpoint.aliases,
+        "tied": aliases(checkpoint),
         "manifest": _manifest(checkpoint.directory),
         "statistics": None if note is None else asdict(note),
     }

@@ -20,6 +20,7 @@ from merganser.algebra.computed import Whole
 from merganser.algebra.expression import Load, walk
 from merganser.algebra.rearranged import Product
 from merganser.algebra.weights import need_numbers
+from merganser.architectures.ties import settled
 from merganser.checkpoint import Checkpoint, parse_dtype
 from merganser.checkpoint.digest import CHUNK, content_digest, digest_file, digest_tensor, tensor_digest
 from merganser.checkpoint.dtypes import F32, F64
@@ -407,7 +408,7 @@ def _finish(
         space.copy_file(name, plan.origin.part(name))
         names.append(name)
     for name, content in small_files_of(plan.origin, plan.files).items():
-        add(name, _config(plan, content) if name == "config.json" else content)
+        add(name, _config(plan, content, space) if name == "config.json" else content)
     if len(shards) > 1:
         content = json.dumps(index(shards, plan.outputs), indent=2).encode() + b"\n"
         add(index_name(plan.file_stem), content)
@@ -449,11 +450,15 @@ def _finish(
     return manifest
 
 
-def _config(plan: Plan, content: bytes) -> bytes:
-    """config.json with the dtype that most of the result's float bytes have.
+def _config(plan: Plan, content: bytes, space: Workspace) -> bytes:
+    """config.json with the dtype that most of the result's float bytes have, and untied where copies differ.
 
     Float8 is a way of storing, which no loader computes in: the config keeps the dtype that it has.
     """
+    digests = {output.name: space.finished[output.name]["digest"] for output in plan.outputs}
+    stored = plan.origin.tensors if plan.origin is not None else {}
+    if plan.stem == "model" and (config := settled(json.loads(content), digests, stored)) is not None:
+        content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     sizes: dict[str, int] = {}
     for output in plan.outputs:
         if output.dtype.is_float:

@@ -333,8 +333,11 @@ def _output_dtype(weights: Weights, name: str, dtype: DType | None, precisions: 
         return dtype
     if weights.stem != "model":  # factors of an adapter: as they were computed
         return F64 if expression.wide else F32
-    if weights.reading is None and weights.origin is not None and name in weights.origin.tensors:
-        return weights.origin.tensors[name].dtype
+    if weights.reading is None and weights.origin is not None:
+        # A tied matrix may be written out under more names than the origin has.
+        for known in (name, weights.aliases.get(name, name)):
+            if known in weights.origin.tensors:
+                return weights.origin.tensors[known].dtype
     for leaf in _leaves(expression):
         stored = leaf.tensor if isinstance(leaf, Leaf) else leaf.delta.left
         usual = stored.dtype == precisions.get(stored.parent)

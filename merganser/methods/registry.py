@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from merganser.algebra import Coefficient, Weights
 from merganser.algebra.labelled import by_labels, label_order, reference_of, rows_taken
+from merganser.algebra.ties import levelled
 from merganser.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Method:
                     for one, model in zip(statistics, models, strict=True)
                 ]
         base, models = _lined_up(base, models)
+        base, models = _levelled(base, models)
         if self.statistics is None:
             if statistics is not None:
                 raise RequestError(f"{self.name} takes no statistics")
@@ -322,6 +324,14 @@ def _identity(function: Callable[..., Any]) -> tuple[str, str]:
 
 def _summary(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").partition("\n")[0]
+
+
+def _levelled(base: Weights | None, models: Sequence[Weights]) -> tuple[Weights | None, Sequence[Weights]]:
+    """The weights with the same names for a tied matrix that one of them has taken apart."""
+    if base is None:
+        return None, levelled(*models)
+    base, *models = levelled(base, *models)
+    return base, models
 
 
 def _parameters(name: str, function: Callable[..., Any], keys: Mapping[str, str]) -> tuple[Parameter, ...]:

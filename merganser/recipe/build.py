@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merganser._facade import open as open_weights
@@ -21,6 +21,7 @@ from merganser.algebra.labelled import (
 )
 from merganser.algebra.live import onto
 from merganser.algebra.operations import OPERATIONS
+from merganser.algebra.ties import levelled
 from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
@@ -294,6 +295,8 @@ class _Merge:
             view, count = cut(models, ranges, axis, done, what)
             made = self._slice(part, one, view)
             reading = axes.reading_of(view.models[0])
+            named = reading.named(name for name in made if name not in reading.tensors)
+            reading = replace(reading, tensors={**reading.tensors, **named})
             stack.append((made._with({n: made.entry(n) for n in made}, reading=reading), count))
             done += count
         weights = stacked(stack, axis)
@@ -323,6 +326,10 @@ class _Merge:
         places = [index[id(source)] for source in chosen]
         observed = self._observed(part, chosen, view, places)
         cook = _Cook(recipe, part, slice_, view, chosen, places, self.seed, observed, self.unobserved)
+        if base is None:
+            models = levelled(*models)
+        else:
+            base, *models = levelled(base, *models)
         reference = base if base is not None else models[0]
         if recipe.mismatch is None:
             if not part.sliced and (wrong := deeper(reference, models)):

@@ -188,7 +188,11 @@ def check_names(one: Case) -> None:
 
 def check_ties(one: Case) -> None:
     """What the file ties, the model would share, and the other way round."""
-    ties = getattr(one.model, "_tied_weights_keys", None) or {}
+    ties = {
+        f"{place}.{name}".lstrip("."): f"{place}.{source}".lstrip(".")
+        for place, module in one.model.named_modules()
+        for name, source in (getattr(module, "_tied_weights_keys", None) or {}).items()
+    }
     parameters = {n for n, _ in one.model.named_parameters(remove_duplicate=False)}
 
     def origin(name: str) -> str:
