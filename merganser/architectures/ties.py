@@ -2,7 +2,7 @@
 
 Four sources say so, in one place here: the family's file (`tied:`, `tie:`), the flags of config.json, the aliases that
 safetensors.torch.save_model leaves in a file's metadata, and for model types without a file the usual names. Whether
-two stored copies are one matrix only their bytes tell (transformers 5 decides so too): `checkpoint.tensor.same_content`.
+two stored copies are one matrix only their bytes tell (transformers 5 decides so too).
 """
 
 from __future__ import annotations

@@ -173,6 +173,12 @@ def test_where_the_name_of_the_head_is_not_known_the_remedy_leads_out(tmp_path: 
     transformers, torch = library()
     model = make("doge", tmp_path / "base")
     live = adapter(model, "embed_tokens", tmp_path / "adapter")
+    (mg.open(tmp_path / "base") + mg.open(tmp_path / "adapter")).save(tmp_path / "known")
+    assert (
+        np.abs(logits(opened("doge", tmp_path / "known")) - live).max() < 1e-5
+    )  # its class is in config.json
+    unsaid = {key: value for key, value in config_of(tmp_path / "base").items() if key != "architectures"}
+    (tmp_path / "base/config.json").write_text(json.dumps(unsaid))
     with pytest.raises(AlgebraError, match=r"shares it .*not known for model_type 'doge'.*save_pretrained"):
         mg.open(tmp_path / "base") + mg.open(tmp_path / "adapter")
     own = transformers.DogeForCausalLM.from_pretrained(tmp_path / "base")
