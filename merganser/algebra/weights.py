@@ -7,6 +7,7 @@ and quotients of `Weights` multiply and divide degrees, so `sum(f * w) / sum(f)`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -393,7 +394,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
     home = named if labels_of(named) is not None else other
     a, b, named, other = (w if w is home else in_label_order(w, home) for w in (a, b, named, other))
     if not sparse:
-        _need_names(named, other)
+        _need_names(named, other, both=operation in ("add", "sub"))
     elif not _is_vector(named):
         _refuse_names(named, other)
     entries = {}
@@ -473,18 +474,39 @@ def _degree(operation: str, x: float, y: float) -> float:
     return x / y if y else float("nan")
 
 
-def _need_names(named: Weights, other: Weights) -> None:
+def _need_names(named: Weights, other: Weights, *, both: bool = True) -> None:
+    """Raise `AlgebraError` where `other` lacks a tensor of `named`, or with `both` has one that `named` lacks."""
     # What is carried may be missing: newer libraries no longer store position ids, for one.
     missing = [
         name for name, entry in named._entries.items() if not entry.carried and other.find(name) is None
     ]
-    if not missing:
-        return
-    hint = did_you_mean(missing[0], other._entries)
-    raise AlgebraError(
-        f"{other.label!r} lacks {len(missing)} of the {len(named)} tensors of {named.label!r}: "
-        f"{listing(missing)}{hint}"
-    )
+    if missing:
+        hint = did_you_mean(missing[0], other._entries)
+        raise AlgebraError(
+            f"{other.label!r} lacks {len(missing)} of the {len(named)} tensors of {named.label!r}: "
+            f"{listing(missing)}{hint}"
+        )
+    if both and (extra := extra_names(named, other)):
+        wanted = ", ".join(f'"{pattern}"' for pattern in patterns_of(extra))
+        count = f"{len(extra)} tensor{'s'[: len(extra) != 1]}"
+        raise AlgebraError(
+            f"{other.label!r} has {count} that {named.label!r} lacks, and the result would be without: "
+            f"{listing(extra)}. To leave that out, join {other.label!r} after .drop({wanted})"
+        )
+
+
+def extra_names(named: Weights, other: Weights) -> list[str]:
+    """Tensors of `other` that `named` has under no name and did not leave out on purpose, but what is carried."""
+    return [
+        name
+        for name, entry in other._entries.items()
+        if not entry.carried and name not in named.dropped and named.find(name) is None
+    ]
+
+
+def patterns_of(names: Iterable[str]) -> list[str]:
+    """Globs that match the names: one for the same tensor of all layers."""
+    return list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in names))
 
 
 def _refuse_names(named: Weights, vector: Weights) -> None:

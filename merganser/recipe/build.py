@@ -31,6 +31,7 @@ from merganser.methods.registry import OF_INPUTS
 from merganser.recipe.agreement import agreed
 from merganser.recipe.experts import Mixture, build_mixture
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source
+from merganser.recipe.lacking import extras, refuse_extras, without_extras
 from merganser.recipe.mismatch import Conformed, conform, deeper, misfits
 from merganser.recipe.reference import Reference, read_reference
 from merganser.recipe.settings import Setting
@@ -184,6 +185,7 @@ class _Merge:
         self.on_disk = list(self.opened)
         self.statistics: dict[tuple[str, int], Weights] = {}
         self.unobserved: dict[str, None] = {}
+        self.left_out: dict[str, None] = {}
         if recipe.vocabulary is not None:
             from merganser.recipe.vocabularies import merge_vocabularies
 
@@ -198,6 +200,8 @@ class _Merge:
         ):  # layers have other numbers there
             setting.check_patterns(list(weights))
         weights = self._note_idle(weights, names)
+        if self.left_out:
+            weights = weights.with_note({"step": "left out", "only some models have": list(self.left_out)})
         if differ is not None:
             weights = weights.with_note(differ)
         if self.reordered:
@@ -331,17 +335,40 @@ class _Merge:
         else:
             base, *models = levelled(base, *models)
         reference = base if base is not None else models[0]
+        place = f"{recipe.source}: {slice_.place}"
         if recipe.mismatch is None:
             if not part.sliced and (wrong := deeper(reference, models)):
-                raise RequestError(f"{recipe.source}: {slice_.place}: {wrong}")
+                raise RequestError(f"{place}: {wrong}")
+            models = self._without_extras(recipe.method.base_apart, base, models, place)
             return self._fitting(reference, models, lambda: cook.variants(base, models, None))
-        fitted = conform(reference, models, recipe.mismatch)
+        refused = [
+            (model, [n for n in names if recipe.mismatch.word(n) in ("error", "zero")])
+            for model, names in extras(reference, models)
+        ]
+        refuse_extras(
+            reference, [one for one in refused if one[1]], place, reorder=not recipe.method.base_apart
+        )
+        try:
+            fitted = conform(reference, models, recipe.mismatch)
+        except AlgebraError as error:
+            raise type(error)(f"{place}: {error}") from error
         observed[:] = [
             unchanged(found, before, after)
             for found, before, after in zip(observed, models, fitted.models, strict=bool(observed))
         ]
         weights = self._fitting(reference, fitted.models, lambda: cook.variants(base, fitted.models, fitted))
         return weights if fitted.note is None else weights.with_note(fitted.note)
+
+    def _without_extras(
+        self, apart: bool, base: Weights | None, models: list[Weights], place: str
+    ) -> list[Weights]:
+        """The models without what the base (the first model) lacks: mergekit's rule; an error in our form."""
+        holder = base if base is not None and apart else models[0]
+        found = extras(holder, models)
+        if not self.recipe.mergekit:
+            refuse_extras(holder, found, place, reorder=not apart)
+        self.left_out |= {f"{name} of {model.label}": None for model, names in found for name in names}
+        return without_extras(holder, models) if found else models
 
     def _observed(
         self, part: Part, chosen: Sequence[Source], view: View, places: Sequence[int]
@@ -386,7 +413,7 @@ class _Merge:
                 ) from error
             raise type(error)(
                 f"{text}. Of the models' tensors {len(wrong)} do not fit {reference.label!r} ({listing(wrong, 3)}); "
-                "`mismatch` in the recipe says what happens to such: skip, base, crop or pad"
+                "`mismatch` in the recipe says what happens to such: skip, base, crop, pad or zero"
             ) from error
 
 

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from merganser.algebra import Entry, Weights, axes
-from merganser.algebra.expression import Expression
+from merganser.algebra.expression import Expression, apply
 from merganser.algebra.labelled import labels_of, other_rows, with_labels
 from merganser.algebra.rearranged import Indices, joined, taken
 from merganser.algebra.selection import matcher
-from merganser.algebra.weights import agree
+from merganser.algebra.weights import agree, extra_names
 from merganser.architectures import Axis
 from merganser.errors import AlgebraError, MerganserError, RequestError, did_you_mean
+from merganser.recipe.lacking import refuse_wholesale
 from merganser.recipe.settings import shown
 
-POLICIES = ("error", "skip", "base", "crop", "pad")
+POLICIES = ("error", "skip", "base", "crop", "pad", "zero")
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class Policy:
 
     Against the reference (the base, else the first model): "error" refuses; "skip" leaves a model out where it does
     not fit; "base" keeps the reference's own tensor; "crop" cuts what is larger to the reference's shape; "pad" fills
-    what is smaller with the reference's own entries. Rows of a classifier fit where the labels are the same: "crop"
-    leaves out the rows of other labels, "pad" gives those that a model lacks the reference's own.
+    what is smaller with the reference's own entries; "zero" lets zeros stand for what a model lacks (a bias). Rows of a
+    classifier fit where the labels are the same: "crop" leaves out the rows of other labels, "pad" gives those that a
+    model lacks the reference's own. What a model has and the reference lacks is refused by "error" and "zero", and left
+    out by the others.
     """
 
     rules: tuple[tuple[str, str], ...]
@@ -36,6 +39,10 @@ class Policy:
     def word(self, name: str) -> str:
         """The policy for a tensor."""
         return next((word for pattern, word in self.rules if matcher(pattern)(name)), "error")
+
+    def for_all(self, name: str) -> bool:
+        """Whether it is the pattern for everything that says the policy for a tensor."""
+        return next((pattern for pattern, _ in self.rules if matcher(pattern)(name)), "") in ("*", "**")
 
     def idle(self, names: Sequence[str]) -> list[str]:
         """Patterns that match no name."""
@@ -76,11 +83,15 @@ class Conformed:
     note: Mapping[str, Any] | None
 
 
-def conform(reference: Weights, models: Sequence[Weights], policy: Policy) -> Conformed:
+def conform(
+    reference: Weights, models: Sequence[Weights], policy: Policy, *, bounded: bool = True
+) -> Conformed:
     """Make `models` fit `reference` as the policy says.
 
-    Raises `AlgebraError` where "crop" would have to fill or "pad" to cut.
+    Raises `AlgebraError` where "crop" would have to fill or "pad" to cut, and, when `bounded`, where a policy for all
+    names would leave most of a model out, so that only a part of the result would be merged.
     """
+    left: list[dict[str, bool]] = [{} for _ in models]
     absent: dict[str, set[int]] = {}
     kept: set[str] = set()
     counts: dict[str, list[str]] = {word: [] for word in POLICIES[1:]}
@@ -100,8 +111,17 @@ def conform(reference: Weights, models: Sequence[Weights], policy: Policy) -> Co
                 continue
             unfit[k].discard(name)
             counts[word].append(f"{name} of {model.label}")
+            if word in ("skip", "base") and policy.for_all(name):
+                left[k][name] = other is None
             if word == "base" or own.carried or (other is not None and other.carried):
                 kept.add(name)
+            elif word == "zero":
+                if other is not None:
+                    raise AlgebraError(
+                        f"mismatch: zero stands for a tensor that is missing, and {model.label!r} has {name!r} in "
+                        "another shape; use crop, pad, base or skip for it"
+                    )
+                changed[k][name] = Entry(apply("mul", own.expression, 0.0), own.degree)
             elif word == "skip" or other is None:
                 absent.setdefault(name, set()).add(k)
             elif name in rows[k]:
@@ -111,9 +131,13 @@ def conform(reference: Weights, models: Sequence[Weights], policy: Policy) -> Co
             else:
                 made = _fitted(name, own.expression, other.expression, word, model.label)
                 changed[k][name] = Entry(made, other.degree)
-    extra = sorted(
-        {f"{name} of {model.label}" for model in models for name in model if name not in reference}
-    )
+    for k, model in enumerate(models if bounded else ()):
+        if left[k]:
+            word = policy.word(next(iter(left[k])))
+            refuse_wholesale(
+                reference, model, list(left[k]), [n for n, lacks in left[k].items() if lacks], word
+            )
+    extra = sorted({f"{name} of {model.label}" for model in models for name in extra_names(reference, model)})
     result = []
     for k, model in enumerate(models):
         gone = {name for name, who in absent.items() if k in who} | kept
@@ -133,7 +157,7 @@ def conform(reference: Weights, models: Sequence[Weights], policy: Policy) -> Co
 
 def misfits(reference: Weights, models: Sequence[Weights]) -> list[str]:
     """Tensors that a model lacks, or has in another shape than the reference, each with its model."""
-    note = conform(reference, models, Policy((("*", "base"),))).note or {}
+    note = conform(reference, models, Policy((("*", "base"),)), bounded=False).note or {}
     return list(note.get("base", ()))
 
 

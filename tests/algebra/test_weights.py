@@ -253,7 +253,15 @@ def test_missing_tensors_are_an_error_with_the_nearest_name(opened):
 
 def test_a_difference_has_the_names_of_where_it_starts(opened):
     base, tune = opened("base", w=normal(3)), opened("tune", w=normal(3, seed=1), extra=normal(9))
-    assert list(tune - base) == ["w"]
+    assert list(tune.drop("extra") - base) == ["w"]
+    for join in (lambda: tune - base, lambda: 0.5 * base + 0.5 * tune, lambda: mg.slerp(base, tune, 0.5)):
+        with pytest.raises(
+            AlgebraError, match=r"'tune' has 1 tensor that 'base' lacks.*after \.drop\(\"extra\"\)"
+        ):
+            join()
+    assert list(tune - tune.relabel("start").select("w")) == [
+        "w"
+    ]  # what was left out on purpose is not missed
     with pytest.raises(AlgebraError, match=r"lacks 1 of the 2 tensors"):
         base - tune
 

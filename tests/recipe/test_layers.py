@@ -423,7 +423,7 @@ def test_base_keeps_the_references_tensor(odd):
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("skipp", "expected one of error, skip, base, crop, pad, not 'skipp'; did you mean 'skip'"),
+        ("skipp", "expected one of error, skip, base, crop, pad, zero, not 'skipp'; did you mean 'skip'"),
         ("{'*': 3}", "expected one of"),
         ("{'re:(': skip}", "not a regular expression"),
     ],
@@ -449,7 +449,7 @@ def test_an_error_about_what_does_not_fit_names_the_policies_and_how_much_there_
     text = mixed("error", "fits", "fewer")
     for policy in (text, text.replace("mismatch: error\n", "")):
         with pytest.raises(
-            MerganserError, match=r"tensors 3 do not fit 'base' .*`mismatch`.* skip, base, crop or pad"
+            MerganserError, match=r"tensors 3 do not fit 'base' .*`mismatch`.* skip, base, crop, pad or zero"
         ):
             built(policy)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import BF16, read_model, write_model
+from makers import BF16, normal, read_model, write_model
 from tiny_llamas import config, llama_arrays
 
 import merganser as mg
@@ -149,6 +150,134 @@ def test_an_allowance_that_says_nothing(tmp_path, monkeypatch, allow, message):
     two(tmp_path, {})
     with pytest.raises(RequestError, match=f"allow: .*{message}"):
         built(f"{WAYS['linear']}allow: {allow}\n")
+
+
+# What only one of them has --------------------------------------------------------------------------------------------
+
+
+BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+
+
+@pytest.fixture
+def lacking(tmp_path, monkeypatch):
+    """`plain`, and fine-tunes of it with biases, with a value head, and as a classifier; their tensors."""
+    monkeypatch.chdir(tmp_path)
+    found = {name: llama_arrays(seed) for seed, name in enumerate(("plain", "biased", "valued", "labelled"))}
+    sizes = dict(zip(BIASES, (8, 4, 4), strict=True))
+    for k in range(4):
+        for seed, (bias, size) in enumerate(sizes.items()):
+            found["biased"][f"model.layers.{k}.self_attn.{bias}"] = normal(size, seed=10 * k + seed)
+    found["valued"]["v_head.summary.weight"] = normal(1, 6)
+    del found["labelled"]["lm_head.weight"]
+    found["labelled"]["score.weight"] = normal(3, 6)
+    for name, arrays in found.items():
+        write_model(tmp_path / name, arrays, config() | {"attention_bias": name == "biased"})
+    return found
+
+
+def ways(first, second):
+    """Merges of two models, in our form: names come from the first."""
+    return {
+        "linear": f"method: linear\nmodels: [{{model: {first}}}, {{model: {second}}}]\n",
+        "task arithmetic": f"method: task_arithmetic\nbase_model: {first}\nmodels: [{{model: {second}}}]\n",
+        "slerp": f"method: slerp\nbase_model: {first}\nmodels: [{{model: {second}}}]\nparameters: {{t: 0.5}}\n",
+        "multislerp": f"method: multislerp\nmodels: [{{model: {first}}}, {{model: {second}}}]\n",
+    }
+
+
+@pytest.mark.parametrize("way", ["linear", "task arithmetic", "slerp", "multislerp"])
+@pytest.mark.parametrize("other", ["biased", "valued"])
+def test_what_the_first_lacks_is_an_error_and_the_ways_out_work(lacking, way, other):
+    text = ways("plain", other)[way]
+    extra = [name for name in lacking[other] if name not in lacking["plain"]]
+    with pytest.raises(
+        RequestError, match=rf"'{other}' has {len(extra)} tensors? that 'plain' lacks .*{extra[0]}"
+    ) as told:
+        built(text)
+    (skipping,) = re.findall(r"mismatch: \{[^}]*\}", str(told.value))
+    weights = built(f"{text}{skipping}\n")
+    assert set(weights) == set(lacking["plain"])
+    assert weights.notes[-1]["only in a model, left out"] == sorted(f"{name} of {other}" for name in extra)
+    assert ("list" in str(told.value)) == (way == "linear")
+    with pytest.raises(RequestError, match="the result would be without"):
+        built(f"{text}mismatch: error\n")
+
+
+def test_zeros_may_stand_for_biases_that_a_model_lacks(lacking):
+    text = ways("biased", "plain")["linear"]
+    with pytest.raises(RequestError, match=r"'plain' lacks 12 of the .*skip, base, crop, pad or zero"):
+        built(text)
+    plain, biased = lacking["plain"], lacking["biased"]
+    for word, share in (("zero", 0.5), ("base", 1.0), ("skip", 1.0)):
+        weights = built(f"{text}mismatch: {{'*bias': {word}}}\n")
+        assert set(weights) == set(biased)
+        for name, array in biased.items():
+            due = (array + plain[name]) / 2 if name in plain else share * array
+            np.testing.assert_allclose(mg.compute(weights, name), due, rtol=1e-5, atol=1e-6, err_msg=name)
+    weights = built(
+        "method: task_arithmetic\nbase_model: biased\nmodels: [{model: plain}]\nmismatch: {'*bias': zero}\n"
+    )
+    assert not mg.compute(weights, "model.layers.2.self_attn.q_proj.bias").any()
+    with pytest.raises(RequestError, match="zero stands for a tensor that is missing"):
+        write_model(Path("wide"), llama_arrays(7, vocab_size=15), config(vocab_size=15))
+        built(f"{ways('plain', 'wide')['linear']}mismatch: zero\n")
+
+
+def test_a_classifier_among_language_models(lacking):
+    for first, second in (("plain", "labelled"), ("labelled", "plain")):
+        text = ways(first, second)["linear"]
+        with pytest.raises(RequestError, match=r"lm_head\.weight|score\.weight"):
+            built(text)
+        weights = built(f"{text}mismatch: {{lm_head*: skip, score*: skip}}\n")
+        assert set(weights) == set(lacking[first])
+        name = "score.weight" if first == "labelled" else "lm_head.weight"
+        np.testing.assert_array_equal(mg.compute(weights, name), lacking[first][name])
+
+
+@pytest.mark.parametrize("other", ["biased", "valued"])
+def test_in_mergekits_form_names_come_from_the_first_and_the_report_says_what_is_left_out(
+    lacking, other, tmp_path
+):
+    extra = [name for name in lacking[other] if name not in lacking["plain"]]
+    listed = f"{{model: {other}, parameters: {{weight: 1}}}}]\n"
+    for text in (
+        f"merge_method: linear\nmodels: [{{model: plain, parameters: {{weight: 1}}}}, {listed}",
+        f"merge_method: task_arithmetic\nbase_model: plain\nmodels: [{listed}",
+    ):
+        weights = built(text)
+        assert set(weights) == set(lacking["plain"])
+        (note,) = weights.notes
+        assert note == {"step": "left out", "only some models have": [f"{name} of {other}" for name in extra]}
+    weights.save(tmp_path / "out", sync=False)
+    assert note in json.loads((tmp_path / "out" / "merganser.json").read_text())["notes"]
+
+
+def test_constants_that_only_one_has_are_nobodys_business(lacking):
+    speeds = np.array([1.0, 0.5], np.float32)
+    old = {f"model.layers.{k}.self_attn.rotary_emb.inv_freq": speeds for k in range(4)}
+    write_model(Path("old"), lacking["biased"] | old, config() | {"attention_bias": True})
+    for first, second in (("biased", "old"), ("old", "biased")):
+        for text in ways(first, second).values():
+            weights = built(text)
+            assert (next(iter(old)) in weights) == (first == "old")
+            assert not weights.notes
+
+
+def test_a_policy_for_everything_does_not_make_a_half_merged_model(lacking, tmp_path):
+    swapped = {name.replace("self_attn", "attention"): array for name, array in lacking["plain"].items()}
+    write_model(tmp_path / "swapped", swapped, config())
+    text = ways("plain", "swapped")["linear"]
+    for word in ("skip", "base"):
+        with pytest.raises(
+            RequestError, match=r"would leave 'swapped' out of 16 of the 39 .*its names differ"
+        ) as told:
+            built(f"{text}mismatch: {word}\n")
+        (meant,) = re.findall(r"mismatch: \{[^}]*\}", str(told.value))
+        weights = built(f"{text}{meant[:-1]}, '*attention*': skip}}\n")
+        np.testing.assert_array_equal(
+            mg.compute(weights, "model.layers.1.self_attn.q_proj.weight"),
+            lacking["plain"]["model.layers.1.self_attn.q_proj.weight"],
+        )
 
 
 # Precisions -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""What a model has and the one that gives the names lacks: biases, heads, norms, layers. Never left out unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merganser.algebra import Weights
+from merganser.algebra.weights import extra_names, patterns_of
+from merganser.errors import AlgebraError, RequestError, listing
+
+Extras = list[tuple[Weights, list[str]]]
+
+
+def extras(holder: Weights, models: Sequence[Weights]) -> Extras:
+    """For every model the tensors that `holder`, which gives the names of the result, has under no name."""
+    found = [(model, extra_names(holder, model)) for model in models if model is not holder]
+    return [(model, names) for model, names in found if names]
+
+
+def refuse_extras(holder: Weights, found: Extras, place: str, *, reorder: bool) -> None:
+    """Raise `RequestError` that names them and the ways out; `reorder`: another model may give the names."""
+    if not found:
+        return
+    told = "; ".join(
+        f"{model.label!r} has {len(names)} tensor{'s'[: len(names) != 1]} that {holder.label!r} lacks "
+        f"({listing(names, 3)})"
+        for model, names in found
+    )
+    rules = {pattern: "skip" for _, names in found for pattern in patterns_of(names)}
+    written = ", ".join(f'"{pattern}": {word}' for pattern, word in rules.items())
+    first = (
+        f"; or list {found[0][0].label!r} first, so that the result has it, and say with `mismatch` what stands for "
+        "what the others lack (zero for biases, skip or base)"
+        if reorder
+        else ""
+    )
+    raise RequestError(
+        f"{place}: {told}, and the result would be without that. Leave it out with mismatch: {{{written}}}{first}"
+    )
+
+
+def without_extras(holder: Weights, models: Sequence[Weights]) -> list[Weights]:
+    """The models without what `holder` lacks."""
+    gone = {id(model): set(names) for model, names in extras(holder, models)}
+    return [
+        model._with({n: model.entry(n) for n in model if n not in gone[id(model)]})
+        if id(model) in gone
+        else model
+        for model in models
+    ]
+
+
+def refuse_wholesale(
+    reference: Weights, model: Weights, left: Sequence[str], lacking: Sequence[str], word: str
+) -> None:
+    """Raise `AlgebraError` where a policy for everything would leave most of a model, or other names, out of a merge.
+
+    left: the tensors that a catch-all leaves to the others. lacking: those of them that the model has under no name.
+    """
+    whole = sum(not reference.entry(name).carried for name in reference)
+    others = len(extra_names(reference, model))
+    renamed = min(len(lacking), others) > max(3, whole // 10)
+    if 2 * len(left) <= whole and not renamed:
+        return
+    why = (
+        f"it has {others} tensors under names of its own, so its names differ (a prefix?): rename them in Python "
+        "(Weights.rename), and save the model first"
+        if renamed
+        else "these are models of another kind or size"
+    )
+    rules = ", ".join(f'"{pattern}": {word}' for pattern in patterns_of(left))
+    raise AlgebraError(
+        f"mismatch: {word} would leave {model.label!r} out of {len(left)} of the {whole} tensors of "
+        f"{reference.label!r} ({listing(left, 3)}), and only the others would be merged; {why}. If it is meant, "
+        f"say so by name: mismatch: {{{rules}}}"
+    )
