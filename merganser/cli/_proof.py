@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,3 +56,10 @@ def line(proof: dict[str, Any]) -> str:
     from merganser.methods.vocabulary.proof import sentence
 
     return sentence(proof)
+
+
+def checked(found: Mapping[str, Any]) -> str:
+    """What `--check` found, for a person."""
+    from merganser.methods.check import sentence
+
+    return sentence(found)

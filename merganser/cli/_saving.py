@@ -40,6 +40,14 @@ NO_PROOF = Annotated[
         "--no-proof", help="Do not prove a trimmed vocabulary by a forward pass where torch is installed."
     ),
 ]
+CHECK = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="Before anything is written, take a small model of the same config through the steps and open it in "
+        "transformers: no tensor may be missing, and where steps claim that the function stays, outputs must agree.",
+    ),
+]
 QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar and no report.")]
 
 
@@ -57,6 +65,7 @@ class Saving:
     allow_nonfinite: ALLOW_NONFINITE = False
     no_sync: NO_SYNC = False
     no_proof: NO_PROOF = False
+    check: CHECK = False
     quiet: QUIET = False
     as_json: console.JSON = False
 
@@ -93,10 +102,33 @@ def run(recipe: Recipe | Mixture, out: Path, saving: Saving, command: str, doing
 
     _sizes(saving)
     weights, settings = build(recipe, seed=saving.seed, allow_pickle=saving.allow_pickle)
+    checked = _check(recipe, weights, saving) if saving.check else None
     steps = [call.step.name for call in getattr(recipe, "steps", ())]
     method = getattr(getattr(recipe, "method", None), "name", "")
     alone = settings.get("dtype") is None and method == "passthrough"
-    write(weights, settings, out, saving, command, doing, steps=[] if saving.no_proof else steps, alone=alone)
+    write(
+        weights,
+        settings,
+        out,
+        saving,
+        command,
+        doing,
+        steps=[] if saving.no_proof else steps,
+        alone=alone,
+        checked=checked,
+    )
+
+
+def _check(recipe: Recipe | Mixture, weights: Weights, saving: Saving) -> dict[str, Any]:
+    """What a small model of the same config shows of the result, and of the steps."""
+    from merganser.methods.check import check_steps
+    from merganser.recipe import Mixture, before_steps
+
+    limit, _ = _sizes(saving)
+    if isinstance(recipe, Mixture):
+        return check_steps(weights, [], memory=limit)
+    before, calls = before_steps(recipe, seed=saving.seed, allow_pickle=saving.allow_pickle)
+    return check_steps(before, calls, memory=limit)
 
 
 def _sizes(saving: Saving) -> tuple[int, int]:
@@ -114,10 +146,11 @@ def write(
     *,
     steps: Sequence[str] = (),
     alone: bool = True,
+    checked: Mapping[str, Any] | None = None,
 ) -> Report:
     """Save weights with the settings of `save`, prove what can be proved of `steps`, and report.
 
-    alone: nothing but the steps made the weights of what they came from.
+    alone: nothing but the steps made the weights of what they came from. checked: what `--check` found before.
     """
     from merganser import save
     from merganser.cli import _proof
@@ -146,7 +179,8 @@ def write(
         raise stopped from None
     proof = _proof.of_trimming(weights, report, steps, alone=alone, memory=limit)
     if saving.as_json:
-        console.print_json(report.as_json() | ({"proof": proof} if proof else {}))
+        more = {"check": checked} if checked else {}
+        console.print_json(report.as_json() | more | ({"proof": proof} if proof else {}))
     elif not saving.quiet:
         moved = report.bytes_read + report.bytes_written
         console.say(
@@ -157,6 +191,8 @@ def write(
         )
         for note in report.notes:
             console.say(note_line(note))
+        if checked:
+            console.say(_proof.checked(checked))
         if proof:
             console.say(_proof.line(proof))
         if report.resumed:

@@ -22,7 +22,7 @@ BASE = Annotated[str | None, typer.Option(help="What the config says the base is
 DTYPE = Annotated[str, typer.Option(help="Of the factors.")]
 
 
-@_saving.options("seed", "shard_size", "no_proof")
+@_saving.options("seed", "shard_size", "no_proof", "check")
 def command(
     out: _saving.OUT,
     adapters: Annotated[

@@ -13,7 +13,7 @@ NAME = "compress-patch"
 EXAMPLE = "Example: merganser compress-patch models/tuned patch --base models/base --density 0.05"
 
 
-@_saving.options("seed", "shard_size", "allow_nonfinite", "no_proof")
+@_saving.options("seed", "shard_size", "allow_nonfinite", "no_proof", "check")
 def command(
     patch: Annotated[
         str,

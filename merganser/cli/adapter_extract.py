@@ -17,7 +17,7 @@ NAME = "extract-lora"
 EXAMPLE = "Example: merganser extract-lora models/base models/tuned adapter --rank 32"
 
 
-@_saving.options("seed", "shard_size", "no_proof")
+@_saving.options("seed", "shard_size", "no_proof", "check")
 def command(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was fine-tuned.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The fine-tune.")],

@@ -15,7 +15,7 @@ EXAMPLE = "Example: merganser port adapter models/base-v1 models/base-v2 models/
 _COLUMNS = ("patch", "update", "drift", "cosine", "survives")
 
 
-@_saving.options("seed", "no_proof")
+@_saving.options("seed", "no_proof", "check")
 def command(
     patch: Annotated[
         str, typer.Argument(metavar="PATCH", help="A LoRA adapter, a task vector or a fine-tune of OLD.")

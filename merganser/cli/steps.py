@@ -27,6 +27,7 @@ def command(
             "name": step.name,
             "summary": step.summary,
             "paper": step.paper,
+            "function": str(step.claim),
             "parameters": [
                 {
                     "name": p.name,
@@ -50,7 +51,7 @@ def command(
     if as_json:
         console.print_json(document(step) | {"documentation": text})
         return
-    console.say(f"{step.name}\n\n{text}\n")
+    console.say(f"{step.name}\n\n{text}\n\nThe function {step.claim}.\n")
     console.table(
         ("parameter", "default", "kind"),
         [(p.name, "required" if p.required else str(p.default), p.words) for p in step.parameters],

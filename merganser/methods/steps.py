@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -23,6 +23,34 @@ from merganser.methods.registry import _load_built_in
 GROUP = "merganser.steps"
 F = TypeVar("F", bound=Callable[..., Weights])
 OpenModel = Callable[[str], Weights]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a step says of its result, beside that it opens in the stock loader of its config.json.
+
+    function: stays, changes, or tokens (it stays for the tokens that stay). `where` are the settings under which the
+    function stays, `holds` a further condition on the model and the settings, and `words` says both for people.
+    """
+
+    function: Literal["stays", "changes", "tokens"] = "changes"
+    where: Mapping[str, Any] = field(default_factory=dict)
+    holds: Callable[[Weights, Mapping[str, Any]], bool] | None = None
+    words: str = ""
+
+    def exact(self, weights: Weights, settings: Mapping[str, Any]) -> bool:
+        """Whether the step claims that this model's function stays; `settings` lack what is left to defaults."""
+        if self.function != "stays" or any(settings.get(key) != value for key, value in self.where.items()):
+            return False
+        return self.holds is None or self.holds(weights, settings)
+
+    def __str__(self) -> str:
+        text = "stays for the tokens that stay" if self.function == "tokens" else self.function
+        return f"{text} {self.words}".strip()
+
+
+CHANGES = Claim()
+STAYS = Claim("stays")
 
 
 @dataclass(frozen=True)
@@ -49,6 +77,7 @@ class Step:
     function: Callable[..., Weights]
     summary: str
     parameters: tuple[StepParameter, ...]
+    claim: Claim = CHANGES
 
     def settings(self, raw: Any, place: str, directory: Path | None, open_model: OpenModel) -> dict[str, Any]:
         """The values of its parameters from a recipe's text.
@@ -85,8 +114,10 @@ class Step:
 _registered: dict[str, Step] = {}
 
 
-def step(name: str, *, paper: str = "") -> Callable[[F], F]:
+def step(name: str, *, paper: str = "", claim: Claim = CHANGES) -> Callable[[F], F]:
     """Register `f(weights, *, ...) -> Weights` as the step `name`; the function itself is unchanged.
+
+    claim: what it says of its result, which `--check` tries.
 
     Parameters are annotated with str, int, float, bool, Path (a file), Weights (another model), Sequence[int] (also
     written `0-3, 8`), Sequence[float], Sequence[str], Sequence[Weights], Sequence[Mapping] (whose `model` is opened),
@@ -111,7 +142,7 @@ def step(name: str, *, paper: str = "") -> Callable[[F], F]:
         if held is not None and held.function.__module__ != function.__module__:
             raise RequestError(f"there is already a step {name!r}, in {held.function.__module__}")
         summary = (inspect.getdoc(function) or "").partition("\n")[0]
-        _registered[name] = Step(name, paper, function, summary, parameters)
+        _registered[name] = Step(name, paper, function, summary, parameters, claim)
         return function
 
     return register

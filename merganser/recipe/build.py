@@ -25,12 +25,12 @@ from merganser.algebra.ties import levelled
 from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
-from merganser.methods import Parameter
+from merganser.methods import Parameter, Step
 from merganser.methods.merge._statistics import UNOBSERVED, unobserved_note
 from merganser.methods.registry import OF_INPUTS
 from merganser.recipe.agreement import agreed
 from merganser.recipe.experts import Mixture, build_mixture
-from merganser.recipe.form import Model, Part, Recipe, Slice, Source
+from merganser.recipe.form import Model, Part, Recipe, Slice, Source, StepCall
 from merganser.recipe.lacking import extras, refuse_extras, without_extras
 from merganser.recipe.mismatch import Conformed, conform, deeper, misfits
 from merganser.recipe.reference import Reference, read_reference
@@ -50,6 +50,16 @@ def build(
     pattern that matches no tensor; and what the algebra raises.
     """
     return _Kitchen(seed, allow_pickle).result(recipe)
+
+
+def before_steps(
+    recipe: Recipe, *, seed: int | None = None, allow_pickle: bool = False
+) -> tuple[Weights, list[tuple[Step, dict[str, Any]]]]:
+    """The lazy result of a recipe before its steps, and each step with its settings. Raises as `build` does."""
+    kitchen = _Kitchen(seed, allow_pickle)
+    merge = _Merge(recipe, kitchen, seed if seed is not None else recipe.seed or 0)
+    weights = merge.merged()
+    return weights, [(call.step, merge.settings(call)) for call in recipe.steps]
 
 
 def open_models(recipe: Recipe, *, allow_pickle: bool = False) -> list[Weights]:
@@ -168,6 +178,27 @@ class _Merge:
         self.seed = seed
 
     def weights(self) -> Weights:
+        """The merged model, after the steps."""
+        weights = self.merged()
+        for call in self.recipe.steps:
+            settings = self.settings(call)
+            try:
+                weights = call.step.function(weights, **settings)
+            except (RequestError, AlgebraError) as error:
+                raise type(error)(f"{call.place}: {error}") from error
+        return weights
+
+    def settings(self, call: StepCall) -> dict[str, Any]:
+        """The settings of a step, its models opened."""
+        return call.step.settings(
+            call.raw,
+            call.place,
+            self.recipe.directory,
+            lambda path: self.kitchen.open_path(path, self.recipe),
+        )
+
+    def merged(self) -> Weights:
+        """The merged model, before the steps."""
         recipe = self.recipe
         self.opened = [self.kitchen.open(model, recipe) for model in recipe.models]
         if len(self.opened) > 1 or recipe.steps:
@@ -210,14 +241,6 @@ class _Merge:
             weights = weights.with_note(unobserved_note(recipe.method.name, list(self.unobserved)))
         if files:
             weights = weights.with_files(files)
-        for call in recipe.steps:
-            settings = call.step.settings(
-                call.raw, call.place, recipe.directory, lambda path: self.kitchen.open_path(path, recipe)
-            )
-            try:
-                weights = call.step.function(weights, **settings)
-            except (RequestError, AlgebraError) as error:
-                raise type(error)(f"{call.place}: {error}") from error
         return weights
 
     def _agree(self) -> dict[str, Any] | None:

@@ -14,14 +14,14 @@ from merganser.architectures import Axis, Reading
 from merganser.methods.align._descent import Block, Factor, Matching, Values, assigned, match
 from merganser.methods.align._paired import Moments, as_matrix, factors
 from merganser.methods.align.weight_matching import _Models, _moved, _permuted, _read
-from merganser.methods.steps import step
+from merganser.methods.steps import STAYS, step
 
 By = Literal["correlation", "products"]
 Part = tuple[Factor, ...]
 Piece = tuple[slice, Part]
 
 
-@step("align_activations", paper="arXiv:2209.04836 (Git Re-Basin, 3.1); P063; P311")
+@step("align_activations", paper="arXiv:2209.04836 (Git Re-Basin, 3.1); P063; P311", claim=STAYS)
 def align_activations(
     weights: Weights,
     *,

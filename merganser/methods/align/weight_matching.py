@@ -16,7 +16,7 @@ from merganser.architectures import Axis, Reading, read_as
 from merganser.architectures.inferred import infer, read_with
 from merganser.errors import AlgebraError, RequestError, did_you_mean
 from merganser.methods.align._descent import CHUNK, Block, Matching, Order, Values, distance, match
-from merganser.methods.steps import step
+from merganser.methods.steps import STAYS, step
 
 Key = tuple[str, tuple[tuple[str, int], ...]]
 OUTSIDE = ("vocab", "labels")
@@ -24,7 +24,7 @@ OUTSIDE = ("vocab", "labels")
 MOST_FAMILY_BYTES = 1 << 20
 
 
-@step("align", paper="arXiv:2209.04836 (Git Re-Basin); P311")
+@step("align", paper="arXiv:2209.04836 (Git Re-Basin); P311", claim=STAYS)
 def align(
     weights: Weights,
     *,

@@ -12,10 +12,16 @@ from merganser.algebra import Weights, axes
 from merganser.algebra.axes import reading_of
 from merganser.errors import RequestError
 from merganser.methods._configs import with_differing_configs
-from merganser.methods.steps import step
+from merganser.methods.steps import STAYS, Claim, step
 from merganser.methods.vocabulary._shared import VOCAB, refuse_with_tokenizer, rows_moved, rows_of
 
 Numbers = Sequence[int] | Mapping[int, Sequence[int]]
+_OF_ZEROS = Claim(
+    "stays",
+    holds=lambda _, settings: settings["axis"].endswith(("neurons", "heads", "groups")),
+    words="for neurons, heads and groups",
+)
+"""Elements of zeros write nothing; other axes are averaged over, or chosen from."""
 
 
 def _moved(weights: Weights, changed: Weights, axis: str, order: Any) -> Weights:
@@ -48,7 +54,7 @@ def drop(weights: Weights, *, axis: str, elements: Sequence[int] | Mapping[int, 
     return _moved(weights, changed, axis, np.setdiff1d(np.arange(rows), np.asarray(elements, np.int64)))
 
 
-@step("permute")
+@step("permute", claim=STAYS)
 def permute(weights: Weights, *, axis: str, order: Sequence[int] | Mapping[int, Sequence[int]]) -> Weights:
     """The elements of an axis in another order; the function stays.
 
@@ -79,7 +85,7 @@ def resize(weights: Weights, *, axis: str, size: int) -> Weights:
     return _moved(weights, changed, axis, range(size)) if axis == VOCAB else changed
 
 
-@step("pad")
+@step("pad", claim=_OF_ZEROS)
 def pad(weights: Weights, *, axis: str, size: int) -> Weights:
     """Zeros after the last element of an axis, up to `size` elements.
 
@@ -89,7 +95,7 @@ def pad(weights: Weights, *, axis: str, size: int) -> Weights:
     return axes.pad(weights, axis, size)
 
 
-@step("scale")
+@step("scale", claim=Claim(words="(stays with side: both where the model is linear in the elements)"))
 def scale(
     weights: Weights, *, axis: str, by: Sequence[float], side: Literal["both", "read", "write"] = "both"
 ) -> Weights:
@@ -111,13 +117,13 @@ def concat(weights: Weights, *, axis: str, models: Sequence[Weights]) -> Weights
     return with_differing_configs(axes.concat([weights, *models], axis), "concat", [weights, *models])
 
 
-@step("fold_norms")
+@step("fold_norms", claim=STAYS)
 def fold_norms(weights: Weights) -> Weights:
     """The weights of norms multiplied into the matrices that read them; the function stays."""
     return axes.fold_norms(weights)
 
 
-@step("rotate")
+@step("rotate", claim=STAYS)
 def rotate(weights: Weights, *, axis: str = "residual", matrix: Path | None = None, seed: int = 0) -> Weights:
     """An orthogonal matrix on an axis (residual or value_dim); the function stays.
 

@@ -25,10 +25,10 @@ from merganser.architectures import (
 from merganser.architectures.reading import read_tensors
 from merganser.errors import RequestError, did_you_mean
 from merganser.methods.experts._loaders import biased, config_for, loaders_of, prefix_for
-from merganser.methods.steps import step
+from merganser.methods.steps import STAYS, Claim, step
 
 
-@step("upcycle", paper="Komatsuzaki et al. 2023, Sparse Upcycling, arXiv:2212.05055")
+@step("upcycle", paper="Komatsuzaki et al. 2023, Sparse Upcycling, arXiv:2212.05055", claim=STAYS)
 def upcycle(
     weights: Weights,
     *,
@@ -108,7 +108,7 @@ def upcycle(
     )
 
 
-@step("average_experts")
+@step("average_experts", claim=Claim(words="(except where all experts of a layer are equal)"))
 def average_experts(weights: Weights, *, scale: float | None = None) -> Weights:
     """A mixture of experts as a dense model: every feed-forward block is the mean of its layer's experts.
 
@@ -172,7 +172,7 @@ def average_experts(weights: Weights, *, scale: float | None = None) -> Weights:
     )
 
 
-@step("split_experts")
+@step("split_experts", claim=STAYS)
 def split_experts(weights: Weights, *, parts: int = 2) -> Weights:
     """Every expert as several smaller ones that are always chosen together at first; the function stays.
 

@@ -10,16 +10,27 @@ from merganser.algebra.axes import reading_of
 from merganser.architectures import Axis
 from merganser.errors import RequestError, did_you_mean
 from merganser.methods._configs import with_differing_configs
-from merganser.methods.steps import as_numbers, step
+from merganser.methods.steps import Claim, as_numbers, step
+
+_SILENT = Claim("stays", {"silent": True}, words="with silent")
 
 
-@step("layers")
+def _all_kept(weights: Weights, settings: Mapping[str, Any]) -> bool:
+    """Whether the layers, repetitions left out, are all of the model in their order."""
+    count = reading_of(weights).sizes.get(Axis(_index(weights, settings.get("index", "layer"))), 0)
+    return list(dict.fromkeys(settings["keep"])) == list(range(count))
+
+
+@step(
+    "layers", claim=Claim("stays", {"silent": True}, _all_kept, "with silent, where all layers stay in order")
+)
 def layers(weights: Weights, *, keep: Sequence[int], silent: bool = False, index: str = "layer") -> Weights:
     """Layers by number, in any order, any of them more than once: drop, duplicate, reorder.
 
     keep: layer numbers from 0, as `0-11, 8-19`. silent: every repetition of a layer writes zeros to the residual
-    stream, so the deeper model starts as the same function (default false; refused where the stream itself is
-    normalised). index: which numbered parts are meant, for models with several (`decoder_layer`); default layer.
+    stream, so that a deeper model with all layers in their order starts as the same function (default false; refused
+    where the stream itself is normalised). index: which numbered parts are meant, for models with several
+    (`decoder_layer`); default layer.
     """
     index = _index(weights, index)
     result = axes.stack([(weights, list(keep))], index)
@@ -39,7 +50,7 @@ def drop_layers(weights: Weights, *, layers: Sequence[int], index: str = "layer"
     return axes.drop(weights, _index(weights, index), layers)
 
 
-@step("g_stack", paper="P024")
+@step("g_stack", paper="P024", claim=_SILENT)
 def g_stack(weights: Weights, *, factor: int = 2, silent: bool = False, index: str = "layer") -> Weights:
     """The whole sequence of layers stacked on itself (G_stack): a `factor` times deeper model to train on.
 
@@ -54,7 +65,7 @@ def g_stack(weights: Weights, *, factor: int = 2, silent: bool = False, index: s
     return axes.silence(result, index, range(count, count * factor)) if silent else result
 
 
-@step("interleave", paper="P024")
+@step("interleave", paper="P024", claim=_SILENT)
 def interleave(weights: Weights, *, factor: int = 2, silent: bool = False, index: str = "layer") -> Weights:
     """Every layer repeated in place: 0 0 1 1 2 2, the control of P024 (worse there than stacking the whole).
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from merganser.algebra import Weights, axes
 from merganser.algebra.axes import reading_of
 from merganser.errors import RequestError
-from merganser.methods.steps import step
+from merganser.methods.steps import Claim, step
 from merganser.methods.vocabulary._shared import refuse_with_tokenizer
 
 
-@step("widen", paper="Chen et al. 2016, Net2Net, arXiv:1511.05641")
+@step(
+    "widen",
+    paper="Chen et al. 2016, Net2Net, arXiv:1511.05641",
+    claim=Claim(
+        "stays", holds=lambda _, settings: not settings.get("allow_inexact"), words="without allow_inexact"
+    ),
+)
 def widen(
     weights: Weights,
     *,

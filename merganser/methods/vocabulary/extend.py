@@ -9,12 +9,12 @@ import numpy as np
 
 from merganser.algebra import Weights, axes
 from merganser.errors import RequestError, listing
-from merganser.methods.steps import step
+from merganser.methods.steps import Claim, step
 from merganser.methods.vocabulary._shared import VOCAB, Vocabulary
 from merganser.tokenizer import encode_texts, load
 
 
-@step("extend_vocabulary")
+@step("extend_vocabulary", claim=Claim("tokens"))
 def extend_vocabulary(
     weights: Weights,
     *,

@@ -8,11 +8,11 @@ import numpy as np
 
 from merganser.algebra import Weights, axes
 from merganser.errors import RequestError
-from merganser.methods.steps import step
+from merganser.methods.steps import Claim, step
 from merganser.methods.vocabulary._shared import VOCAB, Vocabulary, rows_of
 
 
-@step("pad_vocabulary")
+@step("pad_vocabulary", claim=Claim("tokens"))
 def pad_vocabulary(
     weights: Weights,
     *,

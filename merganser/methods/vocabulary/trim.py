@@ -10,7 +10,7 @@ import numpy as np
 
 from merganser.algebra import Weights, axes
 from merganser.errors import RequestError, listing
-from merganser.methods.steps import step
+from merganser.methods.steps import Claim, step
 from merganser.methods.vocabulary._shared import VOCAB, Vocabulary, runs
 from merganser.tokenizer import (
     Tokenizer,
@@ -27,7 +27,7 @@ from merganser.tokenizer.companions import ids_in, json_of, literals, special_ro
 from merganser.tokenizer.library import Counts
 
 
-@step("trim_vocabulary", paper="P231")
+@step("trim_vocabulary", paper="P231", claim=Claim("tokens"))
 def trim_vocabulary(
     weights: Weights,
     *,
