@@ -18,6 +18,7 @@ from merganser.algebra.agreement import check_agreement
 from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number, apply, walk
 from merganser.algebra.labelled import by_labels, in_label_order, labels_of, with_labels
 from merganser.algebra.live import onto
+from merganser.algebra.prefixes import told
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
 from merganser.algebra.ties import levelled
 from merganser.architectures.meaning import check_keys
@@ -233,7 +234,10 @@ class Weights(Mapping[str, Expression]):
             if new in renamed:
                 raise AlgebraError(f"renaming gives two tensors the name {new!r}")
             renamed[new] = entry
-        return self._with(renamed, dropped=self.dropped | (self._entries.keys() - renamed.keys()))
+        aliases = {one: new_name(home) for one, home in self.aliases.items()}
+        return self._with(
+            renamed, aliases=aliases, dropped=self.dropped | (self._entries.keys() - renamed.keys())
+        )
 
     def map(
         self, function: Callable[[str, Expression], Expression | Number], *, degree: float | None = None
@@ -484,7 +488,7 @@ def _need_names(named: Weights, other: Weights, *, both: bool = True) -> None:
         hint = did_you_mean(missing[0], other._entries)
         raise AlgebraError(
             f"{other.label!r} lacks {len(missing)} of the {len(named)} tensors of {named.label!r}: "
-            f"{listing(missing)}{hint}"
+            f"{listing(missing)}{told(named, other, other.label) or hint}"
         )
     if both and (extra := extra_names(named, other)):
         wanted = ", ".join(f'"{pattern}"' for pattern in patterns_of(extra))

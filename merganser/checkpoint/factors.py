@@ -8,6 +8,7 @@ it lies bare, in a directory, behind an index, in a pickle or on the hub.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -93,7 +94,16 @@ def find_factors(names: Collection[str]) -> FactorFile | None:
             other = FactorFile("adapter", PEFT, name)
         elif other is None and _is_flat(name):
             other = FactorFile("adapter", LYCORIS, name)
-    return other
+    return None if other is not None and other.writer == PEFT and _is_whole(names) else other
+
+
+def _is_whole(names: Collection[str]) -> bool:
+    """Whether these are the names of a whole model under PEFT's root: layers with many tensors each, and no factor.
+
+    An adapter's file without factors holds a few modules that were trained whole (a head, an embedding).
+    """
+    layers = Counter(found[0] for name in names if (found := re.match(r".*?\.\d+\.", name)) is not None)
+    return all(name.startswith(PEFT_ROOT) for name in names) and max(layers.values(), default=0) >= 4
 
 
 def _is_flat(name: str) -> bool:

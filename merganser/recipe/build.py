@@ -21,6 +21,7 @@ from merganser.algebra.labelled import (
 )
 from merganser.algebra.live import onto
 from merganser.algebra.operations import OPERATIONS
+from merganser.algebra.prefixes import aligned, under_names
 from merganser.algebra.ties import levelled
 from merganser.algebra.weights import need_numbers
 from merganser.checkpoint import parse_dtype
@@ -31,7 +32,7 @@ from merganser.methods.registry import OF_INPUTS
 from merganser.recipe.agreement import agreed
 from merganser.recipe.experts import Mixture, build_mixture
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source, StepCall
-from merganser.recipe.lacking import extras, refuse_extras, without_extras
+from merganser.recipe.lacking import extras, fits_for_the_most_part, refuse_extras, without_extras
 from merganser.recipe.mismatch import Conformed, conform, deeper, misfits
 from merganser.recipe.reference import Reference, read_reference
 from merganser.recipe.settings import Setting
@@ -203,6 +204,11 @@ class _Merge:
         self.opened = [self.kitchen.open(model, recipe) for model in recipe.models]
         if len(self.opened) > 1 or recipe.steps:
             need_numbers(checkpoint for weights in self.opened for checkpoint in weights.checkpoints)
+        self.stored = list(self.opened)
+        prefixes: dict[str, str] = {}
+        if len(recipe.merged) > 1:
+            reference = recipe.merged[0] if recipe.base is None else recipe.base
+            self.opened, prefixes = aligned(self.opened, reference)
         if recipe.base is not None:
             self.opened = [onto(self.opened[recipe.base], weights) for weights in self.opened]
         differ = self._agree()
@@ -231,6 +237,8 @@ class _Merge:
         ):  # layers have other numbers there
             setting.check_patterns(list(weights))
         weights = self._note_idle(weights, names)
+        if prefixes:
+            weights = weights.with_note({"step": "names", **prefixes})
         if self.left_out:
             weights = weights.with_note({"step": "left out", "only some models have": list(self.left_out)})
         if differ is not None:
@@ -389,7 +397,8 @@ class _Merge:
         holder = base if base is not None and apart else models[0]
         found = extras(holder, models)
         if not self.recipe.mergekit:
-            refuse_extras(holder, found, place, reorder=not apart)
+            alike = [one for one in found if fits_for_the_most_part(holder, one[0])]
+            refuse_extras(holder, alike, place, reorder=not apart)
         self.left_out |= {f"{name} of {model.label}": None for model, names in found for name in names}
         return without_extras(holder, models) if found else models
 
@@ -407,14 +416,16 @@ class _Merge:
             model = self.on_disk[source.model]
             if key not in self.statistics:
                 same = sum(number == source.model for _, number in self.statistics)
-                self.statistics[key] = open_statistics(
+                opened = open_statistics(
                     source.statistics,
                     kind,
-                    model,
+                    self.stored[source.model],
                     f"{model.label}/{kind}" + (f"#{same + 1}" if same else ""),
                     f"{self.recipe.source}: {source.place}.statistics",
                     self.recipe.directory,
                 )
+                names = dict(zip(self.stored[source.model], model, strict=True))
+                self.statistics[key] = under_names(opened, {a: b for a, b in names.items() if a != b})
             kept = unchanged(self.statistics[key], model, self.before_labels[source.model])
             if kind != OF_INPUTS:
                 kept = rows_taken(kept, self.rows.get(source.model, {}))

@@ -17,6 +17,11 @@ def extras(holder: Weights, models: Sequence[Weights]) -> Extras:
     return [(model, names) for model, names in found if names]
 
 
+def fits_for_the_most_part(holder: Weights, model: Weights) -> bool:
+    """Whether a model has most of the holder's tensors: else it is of another kind, which is the greater fault."""
+    return 2 * sum(model.find(name) is None for name in holder) <= len(holder)
+
+
 def refuse_extras(holder: Weights, found: Extras, place: str, *, reorder: bool) -> None:
     """Raise `RequestError` that names them and the ways out; `reorder`: another model may give the names."""
     if not found:

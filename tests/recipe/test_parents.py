@@ -14,6 +14,7 @@ from tiny_llamas import config, llama_arrays
 import merganser as mg
 from merganser import recipe
 from merganser.algebra import axes
+from merganser.algebra.prefixes import prefix_between, trainer_prefixes, without_trainers
 from merganser.errors import AlgebraError, RequestError
 from merganser.methods import get
 
@@ -278,6 +279,146 @@ def test_a_policy_for_everything_does_not_make_a_half_merged_model(lacking, tmp_
             mg.compute(weights, "model.layers.1.self_attn.q_proj.weight"),
             lacking["plain"]["model.layers.1.self_attn.q_proj.weight"],
         )
+
+
+# Prefixes -------------------------------------------------------------------------------------------------------------
+
+
+TRAINERS = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled inside": lambda name: name.replace("layers.1.", "layers.1._orig_mod."),
+    "data parallel": lambda name: f"module.{name}",
+    "peft": lambda name: f"base_model.model.{name}",
+    "fsdp": lambda name: name.replace("model.layers.", "_fsdp_wrapped_module.model.layers."),
+}
+BODY = {
+    "bare": lambda name: name.removeprefix("model."),
+    "wrapped": lambda name: name.replace("model.", "transformer.", 1),  # as LlamaForQuestionAnswering has it
+    "other": lambda name: name.replace("model.", "trunk.", 1),
+}
+
+
+def named(home, changed):
+    """`a`, and `b` under changed names; the tensors of both under the library's."""
+    found = {name: llama_arrays(seed) for seed, name in enumerate("ab")}
+    write_model(home / "a", found["a"], config())
+    write_model(home / "b", {changed(name): array for name, array in found["b"].items()}, config())
+    return found
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_trainers_put_into_names_goes_whichever_model_comes_first(tmp_path, monkeypatch, trainer, first):
+    monkeypatch.chdir(tmp_path)
+    found = named(tmp_path, TRAINERS[trainer])
+    second = "b" if first == "a" else "a"
+    weight = "parameters: {weight: 0.5}"
+    theirs = f"merge_method: linear\nmodels: [{{model: {first}, {weight}}}, {{model: {second}, {weight}}}]\n"
+    for text in (ways(first, second)["linear"], theirs):
+        weights = built(text)
+        assert set(weights) == set(found["a"])
+        weights.save(tmp_path / "out", sync=False, overwrite=True)
+        made = read_model(tmp_path / "out")
+        for name in found["a"]:
+            np.testing.assert_allclose(
+                made[name], (found["a"][name] + found["b"][name]) / 2, rtol=1e-5, atol=1e-6
+            )
+        (note,) = [note for note in weights.notes if note["step"] == "names"]
+        assert note["b"] == "without what a trainer put before or into them"
+    layered = built(f"method: passthrough\n{SLICES}")
+    assert set(layered) == set(found["a"])
+    np.testing.assert_array_equal(
+        mg.compute(layered, "model.layers.3.mlp.up_proj.weight"),
+        found["b"]["model.layers.3.mlp.up_proj.weight"],
+    )
+
+
+@pytest.mark.parametrize("body", BODY)
+def test_a_body_saved_under_another_prefix_is_lined_up(tmp_path, monkeypatch, body):
+    monkeypatch.chdir(tmp_path)
+    found = named(tmp_path, BODY[body])
+    if body == "other":  # nothing says that one prefix is another
+        with pytest.raises(RequestError, match=r"lacks 38 of the 39 tensors.*models of another kind"):
+            built(ways("a", "b")["linear"])
+        return
+    word = "with the prefix 'model.'" + (" for 'transformer.'" if body == "wrapped" else "")
+    for text in ways("a", "b").values():
+        weights = built(text)
+        assert set(weights) == set(found["a"])
+        assert {"step": "names", "b": word} in weights.notes
+    weights = built(ways("b", "a")["linear"])  # the names of the first
+    assert set(weights) == {BODY[body](name) for name in found["a"]}
+    for name in found["a"]:
+        due = (found["a"][name] + found["b"][name]) / 2
+        np.testing.assert_allclose(mg.compute(weights, BODY[body](name)), due, rtol=1e-5, atol=1e-6)
+
+
+def test_prefixes_in_python_are_an_error_whose_remedy_works(tmp_path):
+    found = named(tmp_path, BODY["bare"])
+    del found["b"]["lm_head.weight"]
+    write_model(
+        tmp_path / "b", {name.removeprefix("model."): array for name, array in found["b"].items()}, config()
+    )
+    body = mg.open(tmp_path / "a").drop("lm_head.weight")
+    bare = mg.open(tmp_path / "b")
+    for first, second in ((body, bare), (bare, body)):
+        with pytest.raises(AlgebraError, match=r"differ by a prefix: join \.rename\(.*\) of '[ab]'") as told:
+            second - first
+        remedy = re.search(r"\.rename\((.*)\) of", str(told.value))[1]
+        assert set(second.rename(eval(remedy)) - first) == set(first)
+    write_model(tmp_path / "c", {f"module.{name}": array for name, array in found["a"].items()}, config())
+    with pytest.raises(AlgebraError, match=r"join merganser\.algebra\.prefixes\.without_trainers"):
+        mg.open(tmp_path / "c") - mg.open(tmp_path / "a")
+    assert set(without_trainers(mg.open(tmp_path / "c")) - mg.open(tmp_path / "a")) == set(found["a"])
+
+
+def test_prefixes_that_are_certain():
+    assert trainer_prefixes(["module.a", "b"]) == {}
+    assert trainer_prefixes(["module.a", "module.b"]) == {"module.a": "a", "module.b": "b"}
+    assert (
+        prefix_between(["encoder.x.w", "decoder.x.w", "encoder.y.w", "decoder.y.w"], ["x.w", "y.w"]) is None
+    )
+    assert prefix_between(["m.x.w", "m.y.w", "head"], ["x.w", "y.w", "head"]) == ("add", "m.")
+    assert prefix_between(["x.w", "y.w"], ["m.x.w", "m.y.w", "head"]) == ("remove", "m.")
+
+
+# Live -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.models
+def test_bodies_and_biases_give_what_the_models_in_transformers_give(tmp_path, monkeypatch):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    sizes = {"vocab_size": 19, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+
+    def made(bias):
+        torch.manual_seed(int(bias))
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, attention_bias=bias)).eval()
+        with torch.no_grad():
+            for tensor in model.parameters():
+                tensor.normal_()
+        return model
+
+    biased, plain = made(True), made(False)
+    biased.save_pretrained("biased")
+    plain.save_pretrained("plain")
+    plain.model.save_pretrained("body")
+    state = plain.state_dict()
+    due = made(True)
+    due.load_state_dict(
+        {
+            name: (one + state.get(name, torch.zeros_like(one))) / 2
+            for name, one in biased.state_dict().items()
+        }
+    )
+    x = torch.arange(7)[None]
+    for k, other in enumerate(("plain", "body")):
+        text = f"{ways('biased', other)['linear']}mismatch: {{'*bias': zero}}\n"
+        built(text).save(tmp_path / f"out{k}", sync=False)
+        found = transformers.LlamaForCausalLM.from_pretrained(f"out{k}").eval()
+        with torch.no_grad():
+            torch.testing.assert_close(found(x).logits, due(x).logits, rtol=1e-4, atol=1e-4)
 
 
 # Precisions -----------------------------------------------------------------------------------------------------------
