@@ -27,7 +27,7 @@ from merganser.errors import RequestError, did_you_mean
 KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
     "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "positions",
-    "aliases", "proportional", "at_most", "rigid", "beyond", "loaders", "tie",
+    "aliases", "proportional", "at_most", "rigid", "beyond", "loaders", "tie", "counted",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BRACKETS = 2000
@@ -143,6 +143,10 @@ class Family:
     loaders: Mapping[str, Loader] = field(default_factory=dict)
     """What the stock loaders of its model types take for granted, where a step goes from one type to another."""
     tie: TieSpec = field(default_factory=TieSpec)
+
+    counted: Mapping[Formula, str] = field(default_factory=dict)
+    """Ids of tokens that the loader uses as numbers: the id by a formula (-1: none, "all": all ids), and the axis whose
+    elements are counted from behind it, or the reason why it cannot change and what helps."""
 
     def loader(self, config: Mapping[str, Any]) -> Loader | None:
         """What is known of the stock loader of a model with this config."""
@@ -337,6 +341,7 @@ def parse_family(text: str, place: str) -> Family:
         rigid=dict(raw.get("rigid", {})),
         beyond=dict(raw.get("beyond", {})),
         tie=_tie(raw.get("tie", {}), tuple(raw["model_types"]), place),
+        counted={Formula(str(id_)): str(told) for id_, told in raw.get("counted", {}).items()},
     )
     _check(family, place)
     return family
@@ -467,6 +472,11 @@ def _check(family: Family, place: str) -> None:
                 raise FamilyError(
                     f"{place}: {spec.pattern}: {name} belongs to a {sorted(lost)[0]}, and the name has no such index"
                 )
+    for from_id in family.counted.values():
+        if " " not in from_id and from_id not in family.axes:
+            raise FamilyError(
+                f"{place}: counted: there is no axis {from_id!r}{did_you_mean(from_id, family.axes)}"
+            )
     used = {axis for spec in family.tensors for dim in spec.dims for axis in dim.axes}
     for key, formula in family.config.items():
         for name in formula.names:

@@ -127,6 +127,20 @@ class Reading:
         """An error about this model."""
         return AlgebraError(f"{self.source} ({self.family.name}): {text}")
 
+    def counted(self, config: Mapping[str, Any]) -> list[tuple[Formula, int | str]]:
+        """Ids of tokens that the loader uses as numbers under a config, by the formula that gives them.
+
+        An id, "all" for every id, or -1 for none.
+        """
+        found: list[tuple[Formula, int | str]] = []
+        for formula in self.family.counted:
+            try:
+                value = formula(lambda name: self.family.value(config, name))
+            except Missing:
+                value = -1
+            found.append((formula, value if isinstance(value, int | str) else -1))
+        return found
+
     # Following a change ---------------------------------------------------------------------------------------------
 
     def resized(

@@ -10,7 +10,7 @@ from typing import Any
 from merganser.algebra import Weights, axes
 from merganser.architectures import Reading
 from merganser.errors import RequestError
-from merganser.methods.vocabulary._shared import Vocabulary, refuse_grown, take_over, told
+from merganser.methods.vocabulary._shared import Vocabulary, recounted, refuse_grown, take_over, told
 from merganser.tokenizer import Followed, Tokenizer, follow, is_vocabulary_file
 from merganser.tokenizer.chat import TOKENIZER_CONFIG
 from merganser.tokenizer.companions import (
@@ -18,6 +18,7 @@ from merganser.tokenizer.companions import (
     ROLES,
     TOKENIZER,
     Changes,
+    Ids,
     as_json,
     json_of,
     renumber,
@@ -83,9 +84,14 @@ class Config:
     config: Mapping[str, Any] | None
     files: Mapping[str, bytes | None]
     told: Mapping[str, Any]
+    before: Reading
+    ids: Ids
+    grown: bool
 
     def applied(self, weights: Weights) -> Weights:
-        """The weights with this config."""
+        """The weights with this config, and what counts from an id moved with it."""
+        now = self.before.config if self.config is None else self.config
+        weights = recounted(weights, self.before, now, self.ids, grown=self.grown)
         if self.config is None:
             return weights
         entries = {name: weights.entry(name) for name in weights}
@@ -151,7 +157,15 @@ def follow_config(
     followed = Followed(files, config, changes, [])
     if strict:
         refuse_grown(followed, model.rows, rows, model.weights.label)
-    return Config(config if config != documents["config.json"] else None, files, told(followed))
+    grown = len(made) > len(model.tokenizer)
+    return Config(
+        config if config != documents["config.json"] else None,
+        files,
+        told(followed),
+        model.reading,
+        ids,
+        grown,
+    )
 
 
 def _settle(model: Vocabulary, made: Tokenizer, name: str, changes: Changes, *, strict: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from merganser.algebra import Weights, axes
+from merganser.algebra.rearranged import Array
 from merganser.architectures import Reading, get_key
 from merganser.errors import AlgebraError, RequestError
 from merganser.tokenizer import Followed, Tokenizer, follow, is_vocabulary_file, read_small, read_tokenizer
@@ -123,6 +124,8 @@ class Vocabulary:
         refuse_lost(followed.changes, self.weights.label, remedy)
         rows = rows_of(axes.reading_of(changed))
         refuse_grown(followed, self.rows, rows, self.weights.label)
+        grown = len(tokenizer) > len(self.tokenizer)
+        changed = recounted(changed, self.reading, followed.config, ids, grown=grown)
         return with_files(changed, followed).with_note({
             **note,
             "tokens": [len(self.tokenizer), len(tokenizer)],
@@ -176,6 +179,50 @@ def refuse_with_tokenizer(weights: Weights, axis: str, name: str) -> None:
         )
 
 
+def recounted(
+    changed: Weights, before: Reading, config: Mapping[str, Any], ids: Ids, *, grown: bool = False
+) -> Weights:
+    """The weights for ids that the loader also uses as numbers, which `config` and `ids` (old to new) now give.
+
+    Where positions are counted from behind such an id, their table moves with it: rows of zeros in front, or rows in
+    front that no position has are left out. Raises `AlgebraError` where the id cannot change; `grown` says that there
+    are more tokens than before.
+    """
+    old = before.counted(before.config)
+    for (formula, id_), (_, now) in zip(old, before.counted(config), strict=True):
+        told = before.family.counted[formula]
+        if isinstance(id_, str) or isinstance(now, str):
+            same = id_ == now and not grown and all(ids(one) == one for one in range(rows_of(before)))
+            if not same:
+                raise before.refused(f"ids of tokens would change, and {told}")
+            continue
+        if id_ < 0 or id_ >= rows_of(before) or id_ == now == ids(id_):
+            continue
+        if told not in before.family.axes or now != ids(id_):
+            reason = told if told not in before.family.axes else f"{told} are counted from behind it"
+            raise before.refused(
+                f"token {id_} would have the id {ids(id_)} (config.json: {now}), and {reason}"
+            )
+        changed = _moved_from(changed, told, now - id_)
+    return changed
+
+
+def _moved_from(weights: Weights, axis: str, by: int) -> Weights:
+    """The table of an axis with its elements `by` places further on."""
+    reading = axes.reading_of(weights)
+    wanted = {}
+    for one in reading.instances(axis):
+        size = reading.sizes[one]
+        wanted[one] = np.concatenate([np.full(max(by, 0), -1), np.arange(max(-by, 0), size)])
+    moved = axes.rearrange(weights, axis, wanted)
+    entries = {name: moved.entry(name) for name in moved}
+    for name, entry in entries.items():
+        if entry.carried and moved[name] is not weights[name]:  # a buffer of places counts from 0 as before
+            places = np.broadcast_to(np.arange(entry.expression.shape[-1]), entry.expression.shape)
+            entries[name] = replace(entry, expression=Array(np.ascontiguousarray(places, np.int64)))
+    return moved._with(entries)
+
+
 def rows_moved(weights: Weights, changed: Weights, order: Sequence[int]) -> Weights:
     """`changed`, rows `order` of a vocabulary without a tokenizer, with the ids in its configs as they are now.
 
@@ -192,6 +239,7 @@ def rows_moved(weights: Weights, changed: Weights, order: Sequence[int]) -> Weig
     generation = renumber(json_of(files, name, weights.label), place.get, rows_of(reading), told_too)
     found = {"config.json": told, name: told_too}
     refuse_lost(found, weights.label, "Keep its row, or correct the file")
+    changed = recounted(changed, reading, config, place.get)
     after = replace(axes.reading_of(changed), config=config)
     entries = {tensor: changed.entry(tensor) for tensor in changed}
     result = changed._with(entries, reading=after)

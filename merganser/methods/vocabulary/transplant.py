@@ -15,6 +15,7 @@ from merganser.methods.vocabulary._pursuit import Matrix, pursue
 from merganser.methods.vocabulary._shared import (
     VOCAB,
     Vocabulary,
+    recounted,
     refuse_grown,
     take_over,
     told,
@@ -25,6 +26,7 @@ from merganser.tokenizer.companions import (
     NUMBERED,
     ROLES,
     Changes,
+    Ids,
     as_json,
     is_template,
     json_of,
@@ -33,7 +35,7 @@ from merganser.tokenizer.companions import (
     templates,
 )
 
-Ids = np.ndarray[Any, np.dtype[np.int64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 MOST_ATOMS = 64
 CHUNK = 64
 READ = 4096
@@ -104,7 +106,8 @@ def transplant_tokenizer(
         source[averaged] = own.rows + len(missing) - len(averaged)
         parts.append(own.mean())
     changed = own.put_together(parts, source)
-    followed = _followed(own, other, shared, roles, chat_template)
+    followed, ids = _followed(own, other, shared, roles, chat_template)
+    changed = recounted(changed, own.reading, followed.config, ids, grown=True)
     texts = templates({n: c for n, c in followed.files.items() if c is not None}, donor.label)
     note = {
         "step": "transplant_tokenizer",
@@ -153,7 +156,7 @@ def _shared(
     return found
 
 
-def _pursued(other: Vocabulary, missing: Ids, source: Ids, k: int) -> tuple[Ids, Matrix, Matrix]:
+def _pursued(other: Vocabulary, missing: Rows, source: Rows, k: int) -> tuple[Rows, Matrix, Matrix]:
     """Rows of this model and coefficients for each missing token, and how much of the donor's row they miss."""
     atoms_of = np.flatnonzero(source >= 0)
     rows, shares = np.full((len(missing), k), -1, np.int64), np.zeros((len(missing), k))
@@ -161,7 +164,7 @@ def _pursued(other: Vocabulary, missing: Ids, source: Ids, k: int) -> tuple[Ids,
     if not len(atoms_of):
         return rows, shares, residual
 
-    def read(ids: Ids) -> Matrix:
+    def read(ids: Rows) -> Matrix:
         values = compute(axes.take(other.weights, VOCAB, ids), other.embedding, allow_nonfinite=False)
         return values.astype(np.float32, copy=False)
 
@@ -177,7 +180,7 @@ def _pursued(other: Vocabulary, missing: Ids, source: Ids, k: int) -> tuple[Ids,
     return rows, shares, residual
 
 
-def _written(own: Tokenizer, other: Tokenizer, library: Any, missing: Ids) -> tuple[Ids, Matrix]:
+def _written(own: Tokenizer, other: Tokenizer, library: Any, missing: Rows) -> tuple[Rows, Matrix]:
     """The tokens in which the old tokenizer writes each missing one, in equal shares."""
     added = set(other.added_contents)
     unknown = own.ids.get(own.unknown or "")
@@ -211,8 +214,10 @@ def _followed(
     shared: Mapping[int, int],
     roles: tuple[Mapping[str, str], Mapping[str, str]],
     chat_template: str,
-) -> Followed:
-    """The donor's tokenizer files, the chosen chat template, and configs with ids of the donor's vocabulary."""
+) -> tuple[Followed, Ids]:
+    """The donor's tokenizer files, the chosen chat template, configs with ids of the donor's vocabulary, and these ids
+    by old ones.
+    """
     label = own.weights.label
     files: dict[str, bytes | None] = {
         n: None for n in own.files if n not in NUMBERED or n == TOKENIZER_CONFIG
@@ -228,13 +233,14 @@ def _followed(
         for role, token in roles[0].items()
         if token in own.tokenizer.ids and roles[1].get(role) in other.tokenizer.ids
     }
+    ids = {**by_role, **back}.get
     changes: dict[str, Changes] = {}
     made: dict[str, dict[str, Any]] = {}
     for name in ("config.json", *(n for n in NUMBERED if n != TOKENIZER_CONFIG and n in own.files)):
         before = dict(own.reading.config) if name == "config.json" else json_of(own.files, name, label)
         theirs = dict(other.reading.config) | json_of(other.files, name, other.weights.label)
         changes[name] = Changes()
-        made[name] = renumber(before, {**by_role, **back}.get, own.rows, changes[name])
+        made[name] = renumber(before, ids, own.rows, changes[name])
         take_over(before, made[name], theirs, changes[name], len(other.tokenizer))
         _settle(made[name], changes[name], name, own, other)
     config = made.pop("config.json")
@@ -246,11 +252,11 @@ def _followed(
     files |= {name: as_json(document) for name, document in made.items()}
     followed = Followed(files, config, changes, [n for n, c in files.items() if c is None])
     refuse_grown(followed, own.rows, len(other.tokenizer), label)
-    return followed
+    return followed, ids
 
 
 def _settle(made: Mapping[str, Any], changes: Changes, name: str, own: Vocabulary, other: Vocabulary) -> None:
-    """Ids of parts that a vocabulary need not have are null now; others cannot be left out."""
+    """Rows of parts that a vocabulary need not have are null now; others cannot be left out."""
     for key, value in changes.lost.items():
         if key.rpartition(".")[2] not in {f"{role}_token_id" for role in ROLES}:
             token = own.tokenizer.tokens[value] if value < len(own.tokenizer) else "a row without a token"
