@@ -99,7 +99,6 @@ def take(weights: Weights, axis: str, keep: PerAxis) -> Weights:
             raise reading.refused(f"take of {one}: an index is given twice; repeat copies elements")
         if not len(index):
             raise reading.refused(f"take of {one}: nothing would be left")
-    _refuse_moved(reading, axis, wanted)
     return rearrange(weights, axis, wanted)
 
 
@@ -112,6 +111,12 @@ def drop(weights: Weights, axis: str, indices: PerAxis) -> Weights:
     return take(weights, axis, keep)
 
 
+def none_of(weights: Weights, axis: str) -> Weights:
+    """What stands before and after the copies (layers) of an axis, and none of them: an end of a `stack`."""
+    reading = reading_of(weights)
+    return rearrange(weights, axis, {one: np.empty(0, np.int64) for one in reading.instances(axis)})
+
+
 def permute(weights: Weights, axis: str, order: PerAxis) -> Weights:
     """The elements of an axis in another order: element k of the result is element `order[k]`."""
     reading = reading_of(weights)
@@ -121,7 +126,6 @@ def permute(weights: Weights, axis: str, order: PerAxis) -> Weights:
             raise reading.refused(
                 f"permute of {one}: the order is no permutation of {reading.sizes[one]} elements"
             )
-    _refuse_moved(reading, axis, wanted)
     return rearrange(weights, axis, wanted)
 
 
@@ -137,16 +141,17 @@ def repeat(weights: Weights, axis: str, times: int, *, interleave: bool = False)
     for one in reading.instances(axis):
         index = np.arange(reading.sizes[one])
         wanted[one] = np.repeat(index, times) if interleave else np.tile(index, times)
-    _refuse_moved(reading, axis, wanted)
     return rearrange(weights, axis, wanted)
 
 
-def pad(weights: Weights, axis: str, size: int) -> Weights:
+def pad(weights: Weights, axis: str, size: int, *, allow_inexact: bool = False) -> Weights:
     """Zeros after the last element of an axis, up to `size` elements.
 
-    Zero neurons and heads change nothing in the function where zero times anything is zero behind them.
+    Zero neurons and heads change nothing in the function where zero times anything is zero behind them. Refused where
+    the family's file says that the size itself enters the function (`allow_inexact` does it all the same).
     """
     reading = reading_of(weights)
+    _refuse_inexact(reading, axis, "pad", allow_inexact)
     if axis in reading.family.indices:
         raise reading.refused(f"pad: {axis} cannot be made of zeros; use repeat, or stack for layers")
     wanted = {}
@@ -155,15 +160,16 @@ def pad(weights: Weights, axis: str, size: int) -> Weights:
         if size < old:
             raise reading.refused(f"pad of {one} to {size}: it has {old} already; take leaves elements out")
         wanted[one] = np.concatenate([np.arange(old), np.full(size - old, -1)])
-    _refuse_moved(reading, axis, wanted)
     return rearrange(weights, axis, wanted)
 
 
-def resize(weights: Weights, axis: str, size: int) -> Weights:
+def resize(weights: Weights, axis: str, size: int, *, allow_inexact: bool = False) -> Weights:
     """The first `size` elements of an axis, or zeros after the last."""
     reading = reading_of(weights)
     longest = max(reading.sizes[one] for one in reading.instances(axis))
-    return pad(weights, axis, size) if size >= longest else take(weights, axis, range(size))
+    if size < longest:
+        return take(weights, axis, range(size))
+    return pad(weights, axis, size, allow_inexact=allow_inexact or size == longest)
 
 
 def concat(parts: Sequence[Weights], axis: str) -> Weights:
@@ -178,6 +184,8 @@ def concat(parts: Sequence[Weights], axis: str) -> Weights:
     readings = [reading_of(part) for part in parts]
     _same_but(readings, axis)
     reading = readings[0]
+    if len(parts) > 1:
+        _refuse_rigid(reading, axis, f"the elements of {axis} of {len(parts)} models would be joined")
     if axis in reading.family.indices:
         if reading.family.indices[axis].scope:
             raise reading.refused(
@@ -221,8 +229,12 @@ def _side_by_side(parts: list[tuple[Weights, Reading]], name: str, dim: int, axi
 
 
 def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> Weights:
-    """The elements of an axis by index, -1 for zeros; what `take`, `permute`, `repeat` and `pad` share."""
+    """The elements of an axis by index, -1 for zeros; what `take`, `permute`, `repeat`, `pad` and `widen` share.
+
+    Raises `AlgebraError` where the elements have fixed places and would get others.
+    """
     reading = reading_of(weights)
+    _refuse_moved(reading, axis, wanted)
     if axis in reading.family.indices and (most := max(map(len, wanted.values()), default=0)) > MOST_COPIES:
         raise reading.refused(f"{axis} would be there {most:,} times; at most {MOST_COPIES:,} are read")
     entries = {}
@@ -237,6 +249,11 @@ def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> We
         entries, tensors, sizes = _copies(reading, entries, sizes, axis, wanted)
         if not reading.family.indices[axis].scope:
             reading = reading.ordered(axis, [(reading, wanted[Axis(axis)].tolist())])
+    elif any(
+        not np.array_equal(i[: reading.sizes[one]], np.arange(reading.sizes[one]))
+        for one, i in wanted.items()
+    ):
+        reading = replace(reading, rearranged=reading.rearranged | {axis})
     if axis == LABELS:
         (rows,) = wanted.values()
         config = with_label_names(reading.config, _names(reading, rows))
@@ -278,15 +295,22 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
     offset = 0
     for part in cut:
         own = reading_of(part)
+        counted = (
+            MOST_COPIES if part is cut[-1] else _count(own, axis)
+        )  # what comes after the last is the last's
         for name, named in own.tensors.items():
-            if axis not in dict(named.at):
+            if dict(named.at).get(axis, counted) >= counted:
                 continue
             at = tuple((k, v + offset if k == axis else v) for k, v in named.at)
             new = own.name(named.spec, dict(at))
             entries[new], tensors[new] = part.entry(name), NamedTensor(named.spec, at)
         for one, size in own.sizes.items():
-            sizes[_shifted(own, one, axis, offset)] = size
+            scope = own.family.axis(one.name).scope
+            if axis not in scope or one.at[scope.index(axis)] < counted:
+                sizes[_shifted(own, one, axis, offset)] = size
         offset += _count(own, axis)
+    if not offset:
+        raise reading.refused(f"stack: no {axis} is left")
     sizes[Axis(axis)] = offset
     for name, named in reading.tensors.items():
         if axis in dict(named.at):
@@ -407,7 +431,17 @@ def _fold(
             moved = product(matrix.expression, row, dim)
             moved = reshaped(moved, entries[own].expression.shape)
             entries[own] = Entry(apply("add", entries[own].expression, moved), entries[own].degree)
-        spread_out = spread(factor, matrix.expression.shape, dim)
+        parts = reading.parts(other)[dim]
+        beside = [norm for norm, spec in reading.family.norms.items() if tensor.spec.module in spec.readers]
+        if len(parts) > 1 and len(parts) == len(beside):  # norms side by side, in the order of the file
+            mine = [named.spec.module == norm for norm in beside]
+            pieces = [
+                factor if own_part else Array(np.ones(reading.length(part), np.float32))
+                for own_part, part in zip(mine, parts, strict=True)
+            ]
+            spread_out = spread(joined(pieces, 0), matrix.expression.shape, dim)
+        else:
+            spread_out = spread(factor, matrix.expression.shape, dim)
         entries[other] = Entry(apply("mul", matrix.expression, spread_out), matrix.degree)
     plain = apply("add", apply("mul", weight, 0.0), 1.0 - offset)
     entries[name] = Entry(plain, entries[name].degree)
@@ -424,6 +458,7 @@ def mix(weights: Weights, axis: str, rows: Matrix, coefficients: Matrix) -> Weig
     (an embedding's vocabulary) are computed in f32; for another axis an `AlgebraError` says so.
     """
     reading = reading_of(weights)
+    _refuse_rigid(reading, axis, f"the elements of {axis} would be mixed")
     rows, coefficients = np.asarray(rows, np.int64), np.asarray(coefficients, np.float32)
     if rows.ndim != 2 or rows.shape != coefficients.shape:
         raise RequestError(
@@ -545,9 +580,7 @@ def widen(weights: Weights, axis: str, size: int, *, allow_inexact: bool = False
     see the same mean), except where the family's file says why not (`allow_inexact` does it all the same).
     """
     reading = reading_of(weights)
-    reason = reading.family.inexact.get(axis)
-    if reason and not allow_inexact:
-        raise reading.refused(f"widen of {axis} does not keep the function: {reason}")
+    _refuse_inexact(reading, axis, "widen", allow_inexact)
     if axis.endswith("residual"):
         weights = untie(weights)
         reading = reading_of(weights)
@@ -590,7 +623,9 @@ def element_norms(
         powers = values * values if norm == "l2" else values
         if axis in place:
             scope = reading.family.indices[axis].scope
-            found[Axis(axis, tuple(place[outer] for outer in scope))][place[axis]] += powers.sum()
+            norms = found[Axis(axis, tuple(place[outer] for outer in scope))]
+            if place[axis] < len(norms):
+                norms[place[axis]] += powers.sum()
         for dim, parts in enumerate(reading.parts(name)):
             others = tuple(k for k in range(powers.ndim) if k != dim)
             line = powers.sum(axis=others)
@@ -721,7 +756,7 @@ def _mapped(reading: Reading, axis: str, given: Any) -> dict[Axis, Any]:
 
 
 def _refuse_moved(reading: Reading, axis: str, wanted: Mapping[Axis, Indices]) -> None:
-    """Elements with fixed places may be cut off or added at the end, never moved."""
+    """Elements with fixed places may be cut off or added at the end, never moved; of a rigid axis not even that."""
     reason = reading.family.fixed.get(axis)
     if reason is None:
         return
@@ -731,6 +766,27 @@ def _refuse_moved(reading: Reading, axis: str, wanted: Mapping[Axis, Indices]) -
             len(index) > size and (index[size:] >= 0).any()
         ):
             raise reading.refused(f"the elements of {one} have fixed places: {reason}")
+        if len(index) != reading.sizes[one]:
+            _refuse_rigid(
+                reading, axis, f"{one} has {reading.sizes[one]} elements and would have {len(index)}"
+            )
+
+
+def _refuse_inexact(reading: Reading, axis: str, operation: str, allow_inexact: bool) -> None:
+    """Raise `AlgebraError` where more elements change the function, whatever is in them."""
+    reason = reading.family.inexact.get(axis)
+    if reason and not allow_inexact:
+        raise reading.refused(
+            f"{operation} of {axis} does not keep the function: {reason}. allow_inexact: true does it all the same"
+        )
+
+
+def _refuse_rigid(reading: Reading, axis: str, what: str) -> None:
+    if axis in reading.family.rigid:
+        raise reading.refused(
+            f"{what}, and they have fixed places of which none can go or come: {reading.family.fixed[axis]}, which "
+            f"depends on how many there are. Leave {axis} as it is"
+        )
 
 
 def _index_of(
@@ -828,7 +884,9 @@ def _copies(
         if index is None:
             made.append(((first if axis in place else k, place.get(axis, -1), k), name, entries[name], named))
             continue
-        for new in np.flatnonzero(index == place[axis]).tolist():
+        for new in _new_numbers(
+            reading, Axis(axis, tuple(place[outer] for outer in scope)), place[axis], index
+        ):
             moved = NamedTensor(named.spec, tuple((n, new if n == axis else v) for n, v in named.at))
             made.append(((first, new, k), reading.name(moved.spec, dict(moved.at)), entries[name], moved))
     made.sort(key=lambda item: item[0])
@@ -842,18 +900,21 @@ def _copies(
         if index is None:
             moved_sizes[one] = size
             continue
-        for new in np.flatnonzero(index == place[axis]).tolist():
+        for new in _new_numbers(reading, Axis(axis, tuple(place[o] for o in scope)), place[axis], index):
             moved_sizes[Axis(one.name, tuple(new if o == axis else place[o] for o in outer))] = size
     return {n: e for _, n, e, _ in made}, {n: t for _, n, _, t in made}, moved_sizes
+
+
+def _new_numbers(reading: Reading, one: Axis, old: int, index: Indices) -> list[int]:
+    """The numbers that a copy gets; one after the last that is counted stays after the last."""
+    count = reading.sizes[one]
+    return [len(index) + old - count] if old >= count else np.flatnonzero(index == old).tolist()
 
 
 def _copied(weights: Weights, axis: str, keep: Keep) -> Weights:
     """Copies by number, any of them more than once."""
     reading = reading_of(weights)
     wanted = _per_axis(reading, axis, keep)
-    if any(not len(index) for index in wanted.values()):
-        raise reading.refused(f"stack: no {axis} is left of {weights.label!r}")
-    _refuse_moved(reading, axis, wanted)
     return rearrange(weights, axis, wanted)
 
 

@@ -27,7 +27,8 @@ from merganser.errors import RequestError, did_you_mean
 KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
     "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "positions",
-    "aliases", "proportional", "at_most", "rigid", "beyond", "loaders", "tie", "counted",
+    "aliases", "proportional", "at_most", "rigid", "beyond", "together", "loaders", "tie", "beside",
+    "counted",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BRACKETS = 2000
@@ -160,8 +161,12 @@ class Family:
     """Config keys that grow and shrink with the number of copies: groups of so many experts each."""
     at_most: Mapping[str, str] = field(default_factory=dict)
     """Config keys that another key bounds."""
-    rigid: Mapping[str, str] = field(default_factory=dict)
-    """Axes whose number of elements is part of what each element means, and why: not moved, cut or padded."""
+    rigid: frozenset[str] = frozenset()
+    """Fixed axes whose number of elements is part of what each of them means: not moved, nor cut, nor padded."""
+    together: Mapping[str, str] = field(default_factory=dict)
+    """Axes whose size the loader takes as a multiple of another's, which a step that keeps the function widens too."""
+    beside: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
+    """Keys of other small files that hold pairs of numbers, of a copy and of an element of an axis in it."""
     beyond: Mapping[str, str] = field(default_factory=dict)
     """Config keys, by index, of copies after those that the index counts, which the loader passes over."""
 
@@ -303,7 +308,7 @@ def parse_family(text: str, place: str) -> Family:
     for key in ("family", "model_types", "axes", "modules"):
         if key not in raw:
             raise FamilyError(f"{place}: lacks {key!r}")
-    for key in set(raw) - {"family", "model_types", "body", "wrappers", "require", "positions"}:
+    for key in set(raw) - {"family", "model_types", "body", "wrappers", "require", "positions", "rigid"}:
         if not isinstance(raw[key], dict):
             raise FamilyError(f"{place}: {key}: expected a mapping")
     place = f"{place} ({raw['family']})"
@@ -338,10 +343,15 @@ def parse_family(text: str, place: str) -> Family:
         aliases=dict(raw.get("aliases", {})),
         proportional=dict(raw.get("proportional", {})),
         at_most=dict(raw.get("at_most", {})),
-        rigid=dict(raw.get("rigid", {})),
+        rigid=frozenset(raw.get("rigid", ())),
         beyond=dict(raw.get("beyond", {})),
         tie=_tie(raw.get("tie", {}), tuple(raw["model_types"]), place),
         counted={Formula(str(id_)): str(told) for id_, told in raw.get("counted", {}).items()},
+        together=dict(raw.get("together", {})),
+        beside={
+            str(name): {str(key): (str(pair[0]), str(pair[1])) for key, pair in keys.items()}
+            for name, keys in raw.get("beside", {}).items()
+        },
     )
     _check(family, place)
     return family
@@ -497,11 +507,20 @@ def _check(family: Family, place: str) -> None:
                 f"{place}: the size of {axis.name} is computed ({axis.size}), so config: must say which "
                 "key follows, or require: what holds it"
             )
-    for name, reason in (*family.fixed.items(), *family.rigid.items(), *family.inexact.items()):
+    for name, reason in (*family.fixed.items(), *family.inexact.items()):
         if name not in known or not isinstance(reason, str):
             raise FamilyError(
-                f"{place}: fixed, rigid and inexact give the name of an axis and a reason, not {name!r}"
+                f"{place}: fixed and inexact give the name of an axis and a reason, not {name!r}"
             )
+    for pair in family.together.items():
+        for name in pair:
+            if name not in family.axes:
+                raise FamilyError(f"{place}: together: there is no axis {name!r}{did_you_mean(name, known)}")
+    for pair in (pair for keys in family.beside.values() for pair in keys.values()):
+        if pair[0] not in family.indices or pair[1] not in family.axes:
+            raise FamilyError(f"{place}: beside: expected an index and an axis, not {' and '.join(pair)}")
+    if loose := sorted(family.rigid - family.fixed.keys()):
+        raise FamilyError(f"{place}: rigid: {loose[0]} must stand under fixed: too, with the reason")
     _check_copies(family, place)
     for name in (n for pair in family.tied.items() for n in pair):
         if name not in patterns:

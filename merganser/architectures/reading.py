@@ -72,6 +72,15 @@ class Reading:
     moved: frozenset[str] = frozenset()
     """Axes whose elements an operation gave another order, another basis or another scale."""
 
+    rearranged: frozenset[str] = frozenset()
+    """Axes whose elements have other numbers than when the model was read."""
+
+    def beyond(self, index: str) -> int:
+        """How many copies may follow the last that the index counts: the loader passes over them."""
+        key = self.family.beyond.get(index)
+        held = self.family.value(self.config, key) if key is not None else None
+        return held if isinstance(held, int) and 0 < held < MOST_COPIES else 0
+
     def instances(self, name: str) -> list[Axis]:
         """The axes of that name, in order. Raises `RequestError` for a name that the family lacks."""
         self.family.axis(name)
@@ -200,6 +209,10 @@ class Reading:
             if all(isinstance(values, list) for values in numbers):
                 there = [k in values for values, (_, order) in zip(numbers, runs, strict=True) for k in order]
                 config = self.family.put(config, key, [k for k, named in enumerate(there) if named])
+        if (beyond := self.family.beyond.get(index)) is not None:
+            last = self.family.value(runs[-1][0].config, beyond)
+            if last != self.family.value(config, beyond):
+                config = self.family.put(config, beyond, last or 0)
         places = {rule: values for rule, values in self.places.items() if rule.index != index}
         places |= self._joined(index, runs)
         moves = {**self.moves, index: positions.followed_moves([r.move(index).taken(o) for r, o in runs])}
@@ -329,6 +342,10 @@ class Reading:
                 config = family.put(config, key, least)
         return config
 
+    def said_before(self) -> dict[str, int]:
+        """The sizes of axes by the config as it was when the model was read."""
+        return _sizes(self.family, self.config, self.source)
+
     def check_presence(self, config: Mapping[str, Any], refused: Any) -> None:
         """Whether tensors that only some copies have are there in those and in no other."""
         for name, named in self.tensors.items():
@@ -417,6 +434,15 @@ def read(checkpoint: Checkpoint) -> Reading:
     kind = config.get("model_type")
     family = family_of(str(kind))
     if family is None:
+        text = config.get("text_config")
+        inner = str(text.get("model_type")) if isinstance(text, Mapping) else ""
+        if family_of(inner) is not None:
+            raise RequestError(
+                f"{checkpoint.name}: there is no family file for model_type {kind!r}, which holds a text model "
+                f"({inner}) beside other parts. Its axes and layers are known once it lies alone: "
+                "AutoModelForImageTextToText.from_pretrained(MODEL).get_decoder().save_pretrained(TEXT) of "
+                "transformers writes it, without an output head of its own"
+            )
         raise RequestError(
             f"{checkpoint.name}: there is no family file for model_type {kind!r}"
             f"{did_you_mean(str(kind), known_model_types())}; "
@@ -562,7 +588,7 @@ def _check_copies(reading: Reading, sizes: Mapping[str, int]) -> None:
         held.setdefault(named.spec.pattern, set()).add(named.at)
     for name, named in reading.tensors.items():
         for index, value in named.at:
-            if value >= sizes.get(index, 0):
+            if value >= sizes.get(index, 0) + reading.beyond(index):
                 key = family.indices[index].size
                 raise CheckpointError(
                     f"{reading.source}: tensor {name!r} is of {index} {value}, and config.json counts "

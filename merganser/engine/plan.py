@@ -229,6 +229,7 @@ def plan_weights(
     if not outputs:
         raise AlgebraError(f"{weights.label!r} has no tensors to save")
     stages = _stages([(output.name, output, ()) for output in outputs])
+    files, notes = _files_and_notes(weights)
     return Plan(
         stages,
         tuple(outputs),
@@ -236,8 +237,8 @@ def plan_weights(
         weights.origin,
         _unused(weights.checkpoints, stages),
         _forms(outputs),
-        changed_files(weights),
-        (*weights.notes, *_precision_note(weights, dtype, precisions), *_float8_note(outputs)),
+        files,
+        (*weights.notes, *notes, *_precision_note(weights, dtype, precisions), *_float8_note(outputs)),
         weights.stem,
     )
 
@@ -252,13 +253,22 @@ def plan_scalars(targets: Mapping[str, Sequence[Expression]], checkpoints: Itera
 
 def changed_files(weights: Weights) -> dict[str, bytes | None]:
     """The small files that stand in for the origin's, config.json among them where named axes changed it."""
+    return _files_and_notes(weights)[0]
+
+
+def _files_and_notes(weights: Weights) -> tuple[dict[str, bytes | None], tuple[Mapping[str, Any], ...]]:
     files = dict(weights.files)
     reading, origin = weights.reading, weights.origin
-    if reading is not None and origin is not None and (config := reading.followed()) != (origin.config or {}):
-        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    elif reading is None and (told := relabelled(weights)) is not None:
-        files["config.json"] = json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
-    return files
+    if reading is None or origin is None:
+        if reading is None and (told := relabelled(weights)) is not None:
+            files["config.json"] = json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
+        return files, ()
+    from merganser.architectures.beside import as_json, followed_beside
+
+    if (config := reading.followed()) != (origin.config or {}):
+        files["config.json"] = as_json(config)
+    beside, notes = followed_beside(reading, origin, files)
+    return files | beside, tuple(notes)
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------

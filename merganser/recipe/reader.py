@@ -338,10 +338,12 @@ class Reader:
             and len(raw) == 2
             and all(isinstance(n, int) and not isinstance(n, bool) for n in raw)
         )
-        if not good or not 0 <= raw[0] < raw[1]:
+        # a slice without layers gives what stands before or after them, as mergekit has it
+        if not good or not 0 <= raw[0] <= raw[1] - (0 if self.mergekit else 1):
             said = str(raw) if isinstance(raw, list) else shown(raw)
+            sign = "<=" if self.mergekit else "<"
             raise self._error(
-                place, f"expected [first, end] with first < end (the end is not taken), not {said}"
+                place, f"expected [first, end] with first {sign} end (the end is not taken), not {said}"
             )
         return raw[0], raw[1]
 

@@ -69,7 +69,7 @@ def places(reading: Reading) -> dict[str, float]:
         axis = _layer_axis(reading, named)
         if axis is not None:
             last = reading.sizes[Axis(axis)] - 1
-            found[name] = dict(named.at)[axis] / last if last else 1.0
+            found[name] = min(dict(named.at)[axis] / last, 1.0) if last else 1.0
         else:
             found[name] = 1.0 if _after(reading, named) else 0.0
     for head, shared in reading.left_out.items():
@@ -140,7 +140,8 @@ def cut(
             raise RequestError(
                 f"{place}.layer_range: {weights.label!r} has {there} layers, so there is no layer {end - 1}"
             )
-        parts.append(axes.take(weights, axis, np.arange(first, end)))
+        order = np.arange(first, end)
+        parts.append(axes.take(weights, axis, order) if len(order) else axes.none_of(weights, axis))
         starts.append(first)
         counts.append(end - first)
     if len(set(counts)) > 1:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hand_statistics import write_statistics
 from makers import ROOT, read_model, write_adapter, write_model
 
 import merganser as mg
 from merganser.architectures import parse_family
+from merganser.architectures.loader import parse_loaders
+from merganser.architectures.positions import parse_positions
 from merganser.evaluate import Suite
 from merganser.recipe import build, load
 
@@ -93,6 +96,13 @@ def test_python_runs(text: str, models: Path) -> None:
 def test_recipes_load_and_build(text: str, models: Path) -> None:
     if text.startswith("family:"):
         assert parse_family(text, "snippet").tensors
+        return
+    if text.startswith("positions:"):
+        assert parse_positions(yaml.safe_load(text)["positions"], "snippet")
+        return
+    if text.startswith("loaders:"):
+        told = yaml.safe_load(text)["loaders"]
+        assert parse_loaders(told, list(told), "snippet").keys() == told.keys()
         return
     if re.search(r"^tasks:", text, re.MULTILINE):
         (models / "suite.yaml").write_text(text)

@@ -18,7 +18,9 @@ from merganser.methods.vocabulary._shared import VOCAB, refuse_with_tokenizer, r
 Numbers = Sequence[int] | Mapping[int, Sequence[int]]
 _OF_ZEROS = Claim(
     "stays",
-    holds=lambda _, settings: settings["axis"].endswith(("neurons", "heads", "groups")),
+    holds=lambda _, settings: (
+        settings["axis"].endswith(("neurons", "heads", "groups")) and not settings.get("allow_inexact")
+    ),
     words="for neurons, heads and groups",
 )
 """Elements of zeros write nothing; other axes are averaged over, or chosen from."""
@@ -78,21 +80,26 @@ def repeat(weights: Weights, *, axis: str, times: int, interleave: bool = False)
 
 
 @step("resize")
-def resize(weights: Weights, *, axis: str, size: int) -> Weights:
-    """The first `size` elements of an axis, or zeros after the last."""
+def resize(weights: Weights, *, axis: str, size: int, allow_inexact: bool = False) -> Weights:
+    """The first `size` elements of an axis, or zeros after the last.
+
+    allow_inexact: as in `pad`.
+    """
     refuse_with_tokenizer(weights, axis, "resize")
-    changed = axes.resize(weights, axis, size)
+    changed = axes.resize(weights, axis, size, allow_inexact=allow_inexact)
     return _moved(weights, changed, axis, range(size)) if axis == VOCAB else changed
 
 
 @step("pad", claim=_OF_ZEROS)
-def pad(weights: Weights, *, axis: str, size: int) -> Weights:
+def pad(weights: Weights, *, axis: str, size: int, allow_inexact: bool = False) -> Weights:
     """Zeros after the last element of an axis, up to `size` elements.
 
     Zero neurons and heads change nothing in the function; zero channels of the residual do, where norms take a mean.
+    allow_inexact: add them too where the number of elements enters the function itself, as under a norm over all heads
+    (default false: refused).
     """
     refuse_with_tokenizer(weights, axis, "pad")
-    return axes.pad(weights, axis, size)
+    return axes.pad(weights, axis, size, allow_inexact=allow_inexact)
 
 
 @step("scale", claim=Claim(words="(stays with side: both where the model is linear in the elements)"))

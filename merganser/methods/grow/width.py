@@ -43,4 +43,10 @@ def widen(
             raise RequestError(f"factor must be 1 or more, not {factor}")
         size = max(sizes, default=0) * factor
     assert size is not None
-    return axes.widen(weights, axis, size, allow_inexact=allow_inexact)
+    result = axes.widen(weights, axis, size, allow_inexact=allow_inexact)
+    other = reading.family.together.get(axis, "")
+    more = {reading.sizes[one] for one in reading.instances(other)} if other else set()
+    if not more or not sizes or max(more) * size % max(sizes):
+        return result
+    result = axes.widen(result, other, max(more) * size // max(sizes), allow_inexact=allow_inexact)
+    return result.with_note({"step": "widen", "axis": axis, "widened_with_it": other})
