@@ -594,6 +594,18 @@ def _check_copies(reading: Reading, sizes: Mapping[str, int]) -> None:
                     f"{reading.source}: tensor {name!r} is of {index} {value}, and config.json counts "
                     f"{sizes.get(index, 0)} ({key})"
                 )
+    for _, name in _missing(reading, sizes):
+        raise CheckpointError(
+            f"{reading.source}: lacks the tensor {name!r}, which every {family.name} of this size has"
+        )
+
+
+def _missing(reading: Reading, sizes: Mapping[str, int]) -> Iterator[tuple[TensorSpec, str]]:
+    """Tensors that the config asks for and that are not there, save tied and optional ones."""
+    family = reading.family
+    held: dict[str, set[tuple[tuple[str, int], ...]]] = {}
+    for named in reading.tensors.values():
+        held.setdefault(named.spec.pattern, set()).add(named.at)
     bare = not any(name.startswith(reading.prefix) for name in reading.tensors) if reading.prefix else False
     groups = {named.spec.group for named in reading.tensors.values()}
     for spec in family.tensors:
@@ -603,9 +615,48 @@ def _check_copies(reading: Reading, sizes: Mapping[str, int]) -> None:
             if at not in held.get(spec.pattern, ()):
                 name = reading.name(spec, dict(at))
                 if name not in reading.tied and name not in reading.left_out:
-                    raise CheckpointError(
-                        f"{reading.source}: lacks the tensor {name!r}, which every {family.name} of this size has"
-                    )
+                    yield spec, name
+
+
+def contradiction(checkpoint: Checkpoint) -> str | None:
+    """Where a model's tensors and its config.json cannot both be right, so that the loader would fail or fill up.
+
+    Only what is sure is told: weights of another shape than the config gives, layers that the config counts and that
+    are not there while others are. Names that the family's file does not have are left alone, and so is a model of
+    an unknown family. Reads no tensor.
+    """
+    config = checkpoint.config
+    family = None if config is None else family_of(str(config.get("model_type")))
+    if config is None or family is None:
+        return None
+    prefix = ties.prefix_of(family, checkpoint.tensors)
+    family = family.joined({name.removeprefix(prefix).rpartition(".")[0] for name in checkpoint.tensors})
+    try:
+        sizes = _sizes(family, config, checkpoint.name)
+    except CheckpointError:
+        return None  # keys that transformers has defaults for
+    found = {name: _named(family, name, prefix) for name in checkpoint.tensors}
+    tensors = {name: named for name, named in found.items() if named is not None}
+    reading = Reading(family, config, _placed(family, sizes, tensors), tensors, prefix, checkpoint.name)
+    for name, named in tensors.items():
+        stored = checkpoint.tensors[name]
+        sure = named.spec.kind in ("linear", "conv1d", "embedding") and not named.spec.optional
+        counted = all(value < sizes.get(index, 0) for index, value in named.at)
+        if sure and counted and stored.dtype.is_float and stored.shape != reading.shape(named):
+            told = ", ".join(
+                f"{spec.name} = {sizes.get(spec.name, 'not given')} (config.json: {spec.size})"
+                for spec in _specs(family, named.spec)
+            )
+            return (
+                f"tensor {name!r} in {stored.file.path.name} has shape {list(stored.shape)}, and by config.json it "
+                f"would be {list(reading.shape(named))}: {told}"
+            )
+    patterns = {named.spec.pattern for named in tensors.values()}
+    for spec, name in _missing(reading, sizes):
+        if spec.pattern in patterns or (not spec.indices and len(tensors) == len(found)):
+            counts = ", ".join(f"{sizes.get(index, 0)} of {index}" for index in spec.indices) or "one"
+            return f"the tensor {name!r} is missing, and config.json counts {counts}"
+    return None
 
 
 def _check_inner_copies(reading: Reading, sizes: Mapping[str, int]) -> None:

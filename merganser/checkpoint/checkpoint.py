@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,12 +23,15 @@ from merganser.checkpoint.directory import check_alone, choose, kept_stem
 from merganser.checkpoint.encodings import Encoding, detect
 from merganser.checkpoint.encodings.detect import CONFIG_FILES
 from merganser.checkpoint.factors import PEFT, FactorFile, find_factors
-from merganser.checkpoint.files import StoredFile
-from merganser.checkpoint.header import read_header
+from merganser.checkpoint.files import StoredFile, shown
+from merganser.checkpoint.header import parse_json, read_header
 from merganser.checkpoint.hub import RemoteFile, Repository
 from merganser.checkpoint.names import is_index
 from merganser.checkpoint.tensor import StoredTensor
 from merganser.errors import CheckpointError, QuantizedError, RequestError, listing
+
+_AVERAGED = re.compile(r"(?:model_ema|ema_model|ema|shadow)\.")
+"""How the names of tensors begin that training averaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +51,13 @@ class Checkpoint:
     format: str = "safetensors"
     remote: Repository | None = None
     """The repository on the hub that the directory is the cached part of."""
+    said: tuple[str, ...] = ()
+    """What reading the files found that a user should know."""
 
     @property
     def where(self) -> str:
         """The path, or `hf://owner/name@commit` for what came from the hub."""
-        return layout.hub_name(self.path) or str(self.path)
+        return layout.hub_name(self.path) or shown(self.path)
 
     @property
     def directory(self) -> Path | None:
@@ -132,19 +138,55 @@ class Checkpoint:
         return path
 
     @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of these weights: which of several are read."""
+        averaged = [name for name in self.tensors if _AVERAGED.match(name)]
+        if not averaged or len(averaged) == len(self.tensors):
+            return self.said
+        both = (
+            f"{len(averaged)} tensors are averages that training kept beside the raw weights ({averaged[0]} ...): both "
+            "are read, each under its own name"
+        )
+        return (*self.said, both)
+
+    @property
+    def loadable(self) -> Path | None:
+        """The directory, where the libraries load these same weights from it; None where they would load others."""
+        home = self.directory
+        if home is None or self.remote is not None:
+            return home
+        read = {file.path.name for file in self.files}
+        if (home / "model.safetensors").exists():
+            return home if read == {"model.safetensors"} else None
+        index = home / ("model.safetensors" + layout.INDEX_SUFFIX)
+        return home if index.exists() and read == set(layout.weight_map(index).values()) else None
+
+    @cached_property
     def weights_stem(self) -> str:
         """What a result of this model calls its files: `model`, or the name that a library looks for."""
         return kept_stem(file.path.name for file in self.files)
+
+    @cached_property
+    def sealed(self) -> dict[str, Any] | None:
+        """The manifest that merganser left with these weights: beside them, or in the metadata of a single file."""
+        if self.directory is None:
+            text = self.metadata.get(layout.MANIFEST_KEY)
+            try:
+                return None if text is None else parse_json(text.encode())
+            except ValueError as error:
+                raise CheckpointError(f"{self.path}: its manifest is not acceptable JSON: {error}") from error
+        path = self.directory / layout.MANIFEST_NAME
+        return layout.read_json(path) if path.exists() else None
 
     @cached_property
     def degree(self) -> float:
         """1 for a model, 0 for an adapter, and for what merganser saved as a task vector what its manifest says."""
         if self.is_adapter or self.format == "signs" or self.factors is not None:
             return 0.0
-        path = self.directory / layout.MANIFEST_NAME if self.directory else None
-        degree = layout.read_json(path).get("degree", 1.0) if path is not None and path.exists() else 1.0
+        degree = (self.sealed or {}).get("degree", 1.0)
         if isinstance(degree, bool) or not isinstance(degree, int | float) or not abs(degree) < 1e9:
-            raise CheckpointError(f"{path}: the degree {degree!r} is no number")
+            where = self.directory / layout.MANIFEST_NAME if self.directory else self.path
+            raise CheckpointError(f"{where}: the degree {degree!r} is no number")
         return float(degree)
 
     @cached_property
@@ -193,11 +235,14 @@ def open_checkpoint(
 
     Raises `CheckpointError` for malformed or hostile files, `RequestError` where nothing is found or pickle is needed.
     """
+    name = None if name is None else shown(name)
     remote = _on_the_hub(str(path), relative_to)
     if remote is not None:
         return _open_repository(remote, name or remote.name.split("/")[1], allow_pickle)
     found = layout.locate(path, relative_to)
-    name = name or (layout.hub_name(found) or "").split("@")[0].rpartition("/")[2] or found.resolve().name
+    name = (
+        name or (layout.hub_name(found) or "").split("@")[0].rpartition("/")[2] or shown(found.resolve().name)
+    )
     if found.is_dir():
         return _open_directory(found, name, allow_pickle)
     if is_index(found.name):
@@ -344,16 +389,19 @@ def _open_pickles(paths: list[Path], path: Path, name: str, allow_pickle: bool) 
             f"{paths[0]}: is a pickled checkpoint, which can carry code. With --allow-pickle (allow_pickle=True) its "
             "tensors are read and nothing else in it is run; better, save it as safetensors"
         )
-    from merganser.checkpoint.pickled import read_pickled
+    from merganser.checkpoint.pickled import read_state
 
+    remarks: list[str] = []
     tensors: dict[str, StoredTensor] = {}
     files = []
     for one in paths:
         layout.refuse_link_out(one)
         file = StoredFile(one)
-        _add_shard(tensors, read_pickled(file, name), file)
+        found, beside = read_state(file, name)
+        _add_shard(tensors, found, file)
         files.append(file)
-    return Checkpoint(name, path, tensors, tuple(files), format="torch")
+        remarks += [f"{one.name}: {beside}"] if beside else []
+    return Checkpoint(name, path, tensors, tuple(files), format="torch", said=tuple(remarks))
 
 
 def _add_shard(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor], file: StoredFile) -> None:

@@ -10,6 +10,11 @@ from pathlib import Path
 from merganser.errors import CheckpointError
 
 
+def shown(path: str | os.PathLike[str]) -> str:
+    r"""A path as text that UTF-8 can hold: bytes of a name that are no UTF-8 become `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
     """What tells that a file is still the file that was opened, without reading it."""

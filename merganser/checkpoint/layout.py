@@ -21,6 +21,8 @@ SAFETENSORS_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLE_NAMES = ("pytorch_model.bin",)
 ADAPTER_CONFIG = "adapter_config.json"
 MANIFEST_NAME = "merganser.json"
+MANIFEST_KEY = "merganser"
+"""Where the manifest stands in the metadata of a single file."""
 SIGNS_NAME = "signs.json"
 WEIGHT_SUFFIXES = (
     ".safetensors",

@@ -47,13 +47,18 @@ _CHUNK = 1 << 16
 
 
 def read_pickled(file: StoredFile, parent: str) -> dict[str, StoredTensor]:
+    """The tensors of a torch checkpoint, as `read_state` finds them."""
+    return read_state(file, parent)[0]
+
+
+def read_state(file: StoredFile, parent: str) -> tuple[dict[str, StoredTensor], str | None]:
     """The tensors of a torch checkpoint by name, in the order of its state dict.
 
     Only its pickle program is read. The state dict is the mapping in the file or, where that holds a mapping
     with tensors under one of `WRAPPERS`, that mapping (what stands beside it is not read; two such are an
     error). Values that are no tensors are ignored, but a container of tensors inside the state dict is an
     error: nothing is flattened and nothing is lost silently. Tensors over the same storage (tied weights) are
-    each listed.
+    each listed. The second value says where they stand and what stands beside them, where there is such.
 
     Raises `CheckpointError` that names the file, and the tensor or the refused global where one is at fault.
     """
@@ -73,7 +78,8 @@ def read_pickled(file: StoredFile, parent: str) -> dict[str, StoredTensor]:
             "of torch before 0.1.10, load it with torch and save it as safetensors"
         )
     tensors = {}
-    for name, value in _state_dict(root, file).items():
+    state, beside = _state_dict(root, file)
+    for name, value in state.items():
         if isinstance(value, _Rebuild):
             if (fault := name_fault(name)) is not None:
                 raise CheckpointError(f"{file.path}: {fault}")
@@ -88,10 +94,10 @@ def read_pickled(file: StoredFile, parent: str) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"{file.path}: holds no tensor, neither at the top nor under {', '.join(WRAPPERS)} (found {keys})"
         )
-    return tensors
+    return tensors, beside
 
 
-def _state_dict(root: Any, file: StoredFile) -> dict[Any, Any]:
+def _state_dict(root: Any, file: StoredFile) -> tuple[dict[Any, Any], str | None]:
     if not isinstance(root, dict):
         what = "one tensor without a name" if isinstance(root, _Rebuild) else f"a {type(root).__name__}"
         raise CheckpointError(f"{file.path}: holds {what}, not a mapping from names to tensors")
@@ -101,7 +107,30 @@ def _state_dict(root: Any, file: StoredFile) -> dict[Any, Any]:
             f"{file.path}: holds tensors under {listing(nested)}; it is not clear which is the model. Save "
             "that one alone"
         )
-    return cast(dict[Any, Any], root[nested[0]]) if nested else root
+    if not nested:
+        return root, None
+    others = [repr(k) for k, held in root.items() if k != nested[0] and _other_weights(k, held)]
+    said = (
+        f"the weights under {nested[0]!r} are read, and those under {listing(others)} are not"
+        if others
+        else None
+    )
+    return cast(dict[Any, Any], root[nested[0]]), said
+
+
+def _other_weights(key: Any, held: Any) -> bool:
+    """Whether weights of a model stand there: tensors by name, or averages of them in any form."""
+    if isinstance(held, dict) and _holds_tensor(held):
+        return True
+    words = str(key).lower()
+    return any(word in words for word in ("ema", "average", "shadow", "swa")) and _holds_deeper(held, 3)
+
+
+def _holds_deeper(held: Any, depth: int) -> bool:
+    if not isinstance(held, dict | list | tuple):
+        return False
+    inside = list(held.values()) if isinstance(held, dict) else list(held)
+    return _holds_tensor(held) or (depth > 0 and any(_holds_deeper(one, depth - 1) for one in inside))
 
 
 def _holds_tensor(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> bool:

@@ -38,6 +38,8 @@ def of_trimming(
             raise NotRun("other steps or models change the outputs as well")
         if origin is None or origin.directory is None:
             raise NotRun("the model it came from is no directory")
+        if origin.loadable is None:
+            raise NotRun("transformers would load other files of the directory than those that were read")
         if Path(origin.directory).resolve() == report.path.resolve():
             raise NotRun("the model it came from was replaced")
         note = next(note for note in report.notes if note.get("step") == TRIM)

@@ -66,6 +66,12 @@ def command(
             [(g["covers"], g["count"], g["dtype"], g["shape"]) for g in found["groups"]],
         )
     console.say("\nfiles: " + ", ".join(f"{f['name']} ({console.size(f['bytes'])})" for f in found["files"]))
+    if found["parts"]:
+        console.say("parts with weights of their own: " + ", ".join(found["parts"]))
+    if found["left_out"]:
+        console.say("not read, and not taken over by a merge: " + ", ".join(found["left_out"]))
+    for remark in found["remarks"]:
+        console.say(f"note: {remark}")
     if found["manifest"]:
         m = found["manifest"]
         parents = f" from {', '.join(m['parents'])}" if m["parents"] else ""
@@ -122,6 +128,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "factors": None if checkpoint.factors is None else str(checkpoint.factors),
         "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
         "tied": aliases(checkpoint),
+        "parts": list(checkpoint.belongings.parts) if checkpoint.format in ("safetensors", "torch") else [],
+        "left_out": list(checkpoint.belongings.left_out)
+        if checkpoint.format in ("safetensors", "torch")
+        else [],
+        "remarks": list(checkpoint.remarks),
         "manifest": _manifest(checkpoint.directory),
         "statistics": None if note is None else asdict(note),
     }

@@ -282,8 +282,8 @@ def _each(
 
 def _opened(weights: Weights) -> Model:
     """From its files where it is stored as it is, which keeps its identity; else computed in memory."""
-    if weights.origin is not None and weights.origin.directory is not None and weights.reading is None:
-        return open_model(weights.origin.directory, label=weights.label)
+    if weights.origin is not None and weights.origin.loadable is not None and weights.reading is None:
+        return open_model(weights.origin.loadable, label=weights.label)
     return open_model(weights, label=weights.label)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from merganser.algebra import Weights
-from merganser.architectures import Reading, read
+from merganser.architectures import Reading, contradiction, read
 from merganser.checkpoint import Checkpoint, StoredFile
 from merganser.checkpoint.belongings import MODULES
 from merganser.checkpoint.header import read_header
@@ -24,6 +24,32 @@ def small_files_of(origin: Checkpoint | None, changed: Mapping[str, bytes | None
             if changed.get(str(relative), b"") is not None:
                 files[str(relative)] = origin.place(str(relative)).read_bytes()
     return files | {name: content for name, content in changed.items() if content is not None}
+
+
+def check_contents(weights: Weights) -> None:
+    """Raise `CheckpointError` for a parent that is a model, whose tensors are empty or contradict its config.json.
+
+    What merganser itself sealed was looked at when it was made.
+    """
+    for one in weights.checkpoints:
+        if one.is_adapter or one.format == "signs" or one.factors is not None or one.encoding is not None:
+            continue
+        if one.degree != 1.0 or one.sealed:
+            continue
+        empty = [
+            name for name, tensor in one.tensors.items() if tensor.shape == (0,) and tensor.dtype.is_float
+        ]
+        if empty and (one.config is not None or len(empty) * 2 > len(one.tensors)):
+            raise CheckpointError(
+                f"{one.name}: {len(empty)} tensors hold nothing, {empty[0]!r} first: they are what DeepSpeed ZeRO-3 "
+                "leaves where its weights were not gathered. Put them together with the zero_to_fp32.py that lies in "
+                "the training's checkpoint, or save with stage3_gather_16bit_weights_on_model_save"
+            )
+        if (why := contradiction(one)) is not None:
+            raise CheckpointError(
+                f"{one.name}: {why}. config.json and the weights contradict each other, so the model does not load or "
+                "is filled up with random numbers. Download or copy the model again, or mend config.json"
+            )
 
 
 def parts_of(weights: Weights, degree: float) -> list[str]:
@@ -123,6 +149,12 @@ def files_note(
     if others:
         note["not_taken_over"] = others
     return {"step": "files", **note} if note else None
+
+
+def reading_note(weights: Weights) -> dict[str, Any] | None:
+    """What reading the parents found that a user should know, by parent."""
+    said = {one.name: "; ".join(one.remarks) for one in weights.checkpoints if one.remarks}
+    return {"step": "reading", **said} if said else None
 
 
 def _few(names: list[str]) -> list[str]:

@@ -26,7 +26,14 @@ from merganser.checkpoint.digest import CHUNK, content_digest, digest_file, dige
 from merganser.checkpoint.dtypes import F32, F64
 from merganser.checkpoint.layout import MANIFEST_NAME
 from merganser.checkpoint.names import index_name
-from merganser.engine.companions import check_parts, files_note, parts_of, small_files_of
+from merganser.engine.companions import (
+    check_contents,
+    check_parts,
+    files_note,
+    parts_of,
+    reading_note,
+    small_files_of,
+)
 from merganser.engine.files import Shard, index, lay_out
 from merganser.engine.kernels import compiler
 from merganser.engine.ledger import Ledger
@@ -284,10 +291,11 @@ def _carried(load: Load) -> np.ndarray[Any, Any]:
 def _plan(weights: Weights, options: SaveOptions) -> Plan:
     dtype = None if options.dtype is None else parse_dtype(options.dtype)
     plan = plan_weights(weights, dtype=dtype, degree=options.degree, partial=options.partial)
+    check_contents(weights)
     parts = parts_of(weights, options.degree)
     check_parts(weights, parts)
-    note = files_note(weights, parts)
-    return replace(plan, parts=tuple(parts), notes=(*plan.notes, *([note] if note else [])))
+    notes = [note for note in (reading_note(weights), files_note(weights, parts)) if note]
+    return replace(plan, parts=tuple(parts), notes=(*plan.notes, *notes))
 
 
 def _schedule(

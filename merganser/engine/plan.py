@@ -670,7 +670,9 @@ class _Merkle:
         for node in _walk([root], lambda n: id(n) in self._known):
             if id(node) not in self._known:
                 inner = b"".join(self._known[id(argument)] for argument in node.arguments)
-                self._known[id(node)] = hashlib.blake2b(_own(node).encode() + inner, digest_size=16).digest()
+                self._known[id(node)] = hashlib.blake2b(
+                    _own(node).encode("utf-8", "surrogateescape") + inner, digest_size=16
+                ).digest()
         return self._known[id(root)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from merganser.checkpoint.digest import ALGORITHM
+from merganser.checkpoint.files import shown
 from merganser.checkpoint.layout import MANIFEST_NAME, read_json
 from merganser.errors import VerificationError
 
@@ -58,9 +59,24 @@ class Manifest:
             "parents",
         )
         fields = asdict(self)
-        document = {key: fields.pop(key) for key in ordered} | fields
+        document = _readable({key: fields.pop(key) for key in ordered} | fields)
         document["own_digest"] = own_digest(document)
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _readable(value: Any) -> Any:
+    """The same document in text that UTF-8 can hold: paths may have bytes that are none."""
+    if isinstance(value, str):
+        return value if value.isascii() else shown(value) if _halved(value) else value
+    if isinstance(value, Mapping):
+        return {_readable(key): _readable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(one) for one in value]
+    return value
+
+
+def _halved(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def own_digest(document: Mapping[str, Any]) -> str:

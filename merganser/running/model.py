@@ -196,12 +196,13 @@ def open_model(
     require("torch", "transformers")
     found = read_source(source, kind, label)
     origin = None if isinstance(source, Weights) else found.weights.origin
+    place = None if origin is None else origin.loadable
     module = load_module(
-        None if origin is None else origin.directory,
+        place,
         found.config,
         found.kind,
         found.label,
-        live_tensors(found.weights, memory=memory) if origin is None else None,
+        live_tensors(found.weights, memory=memory) if place is None else None,
     )
     return of_source(module, found)
 

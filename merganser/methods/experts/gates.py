@@ -222,8 +222,8 @@ def _stored(base: Weights, scratch: Path) -> Path:
         and base.keys() == origin.tensors.keys()
         and all(isinstance(e, Leaf) and e.tensor is origin.tensors[name] for name, e in base.items())
     )
-    if untouched and origin.directory is not None:
-        return origin.directory
+    if untouched and origin.loadable is not None:
+        return origin.loadable
     base.save(scratch / "base", sync=False)
     return scratch / "base"
 
