@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from merganser.recipe import Mixture, Recipe
 
 OUT = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The directory to make. It appears whole or not at all.")
+    Path,
+    typer.Argument(
+        metavar="OUT", help="A directory to make, or FILE.safetensors; appears whole or not at all."
+    ),
 ]
 THREADS = Annotated[int, typer.Option(help="Worker threads; 0 is one a core.", min=0)]
 SEED = Annotated[int | None, typer.Option(help="Of random draws; stands above the recipe's (else 0).")]

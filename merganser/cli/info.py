@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -133,7 +132,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         if checkpoint.format in ("safetensors", "torch")
         else [],
         "remarks": list(checkpoint.remarks),
-        "manifest": _manifest(checkpoint.directory),
+        "manifest": _manifest(checkpoint),
         "statistics": None if note is None else asdict(note),
     }
 
@@ -156,12 +155,11 @@ def _ranges(numbers: list[int]) -> str:
     return texts[0] if len(numbers) == 1 else "{" + ",".join(texts) + "}"
 
 
-def _manifest(directory: Path | None) -> dict[str, Any] | None:
-    from merganser.checkpoint.layout import MANIFEST_NAME
+def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
     from merganser.lineage import read_manifest
 
-    if directory is None or not (directory / MANIFEST_NAME).exists():
+    if checkpoint.sealed is None:
         return None
-    manifest = read_manifest(directory)
+    manifest = read_manifest(checkpoint.path)
     parents = [str(parent.get("name")) for parent in manifest["parents"] if isinstance(parent, dict)]
     return {"version": manifest.get("version"), "digest": manifest["digest"], "parents": parents}

@@ -14,7 +14,7 @@ EXAMPLE = "Example: merganser verify merged"
 
 
 def command(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A checkpoint that merganser sealed.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory or file that merganser sealed.")],
     as_json: console.JSON = False,
 ) -> None:
     """Read every tensor and file again and compare digests with merganser.json."""

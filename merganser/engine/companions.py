@@ -10,7 +10,7 @@ from merganser.architectures import Reading, contradiction, read
 from merganser.checkpoint import Checkpoint, StoredFile
 from merganser.checkpoint.belongings import MODULES
 from merganser.checkpoint.header import read_header
-from merganser.errors import AlgebraError, CheckpointError
+from merganser.errors import AlgebraError, CheckpointError, RequestError, listing
 
 MANY = 20
 """Names in a note; of more the first are given and how many there are."""
@@ -118,12 +118,20 @@ def _shapes(origin: Checkpoint, part: str) -> list[tuple[int, ...]] | None:
     return [tensor.shape for tensor in tensors.values()]
 
 
-def files_note(
-    weights: Weights, parts: Iterable[str], *, written: Iterable[str] = ()
-) -> dict[str, Any] | None:
+def check_single(files: Mapping[str, bytes | None], stem: str) -> None:
+    """Raise `RequestError` where a result needs files beside its tensors, so that one file cannot hold it."""
+    needed = [name for name, content in files.items() if content is not None]
+    if needed or stem != "model":
+        raise RequestError(
+            f"the result needs {listing(needed) or 'its config'} beside its tensors, and one .safetensors file cannot "
+            "hold that; give a directory as the output"
+        )
+
+
+def files_note(weights: Weights, parts: Iterable[str], lost: Iterable[str] = ()) -> dict[str, Any] | None:
     """What the report says of files beside the weights, or None where there is nothing to say.
 
-    `written` are small files that would go along and do not.
+    `lost` are small files that would go along with a directory.
     """
     origin = weights.origin
     if origin is None or weights.stem != "model":
@@ -136,7 +144,7 @@ def files_note(
     left = [
         *origin.belongings.left_out,
         *(name for name in origin.belongings.parts if name not in parts),
-        *written,
+        *lost,
     ]
     if left:
         note["left_out"] = _few(left)

@@ -29,12 +29,13 @@ from merganser.checkpoint.names import index_name
 from merganser.engine.companions import (
     check_contents,
     check_parts,
+    check_single,
     files_note,
     parts_of,
     reading_note,
     small_files_of,
 )
-from merganser.engine.files import Shard, index, lay_out
+from merganser.engine.files import Shard, index, lay_out, one_file, with_manifest
 from merganser.engine.kernels import compiler
 from merganser.engine.ledger import Ledger
 from merganser.engine.memory import Budget, budget, peak_bytes
@@ -43,7 +44,7 @@ from merganser.engine.plan import Output, Plan, Step, Task, changed_files, plan_
 from merganser.engine.scheduler import Scheduler
 from merganser.engine.sources import open_source
 from merganser.engine.steps import Known, StepRun, Write
-from merganser.engine.workspace import Workspace
+from merganser.engine.workspace import Workspace, is_file_name
 from merganser.errors import OutputError
 from merganser.lineage import Manifest
 
@@ -77,13 +78,15 @@ class Report:
 def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
     """Compute `weights` and write them to the directory `out`, which appears whole or not at all.
 
+    `out` may be FILE.safetensors: then it is that one file, with the manifest in its metadata.
+
     Raises `RequestError` (degree, names, memory) and `OutputError` (exists, disk) before a tensor byte is read, and
     `NonFiniteError`, `CheckpointError` or `OutputError` while running; what was finished is then kept for a resume.
     """
     began = time.perf_counter()
-    plan = _plan(weights, options)
+    plan = _plan(weights, options, single=is_file_name(out))
     share = budget(plan, options.memory, options.threads, options.tile)
-    shards = lay_out(plan.outputs, options.shard_size, plan.file_stem)
+    shards = _laid_out(plan, out, options)
     with Workspace(out, overwrite=options.overwrite, parents=plan.checkpoints, sync=options.sync) as space:
         beside = [plan.origin.part(name) for name in plan.parts] if plan.origin is not None else []
         _check_room(out, sum(shard.size for shard in shards) + sum(p.stat().st_size for p in beside), space)
@@ -99,7 +102,10 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
         for checkpoint in plan.checkpoints:
             checkpoint.check_unchanged()
         seconds = time.perf_counter() - began
-        manifest = _finish(plan, shards, space, options, seconds, share, resumed)
+        if is_file_name(out):
+            manifest = _finish_file(plan, shards[0], space, options)
+        else:
+            manifest = _finish(plan, shards, space, options, seconds, share, resumed)
         space.seal()
     return Report(
         path=Path(out),
@@ -288,13 +294,18 @@ def _carried(load: Load) -> np.ndarray[Any, Any]:
     return values
 
 
-def _plan(weights: Weights, options: SaveOptions) -> Plan:
+def _plan(weights: Weights, options: SaveOptions, single: bool = False) -> Plan:
+    """The plan with what goes along. single: the result is one file, beside which nothing goes along."""
     dtype = None if options.dtype is None else parse_dtype(options.dtype)
     plan = plan_weights(weights, dtype=dtype, degree=options.degree, partial=options.partial)
     check_contents(weights)
-    parts = parts_of(weights, options.degree)
-    check_parts(weights, parts)
-    notes = [note for note in (reading_note(weights), files_note(weights, parts)) if note]
+    parts = [] if single else parts_of(weights, options.degree)
+    if single:
+        check_single(plan.files, plan.stem)
+    else:
+        check_parts(weights, parts)
+    lost = sorted(small_files_of(plan.origin, {})) if single else []
+    notes = [note for note in (reading_note(weights), files_note(weights, parts, lost)) if note]
     return replace(plan, parts=tuple(parts), notes=(*plan.notes, *notes))
 
 
@@ -420,41 +431,71 @@ def _finish(
     if len(shards) > 1:
         content = json.dumps(index(shards, plan.outputs), indent=2).encode() + b"\n"
         add(index_name(plan.file_stem), content)
+    run = {
+        "seconds": round(seconds, 3),
+        "bytes_read": plan.read_bytes,
+        "bytes_written": plan.write_bytes,
+        "bytes_per_second": round((plan.read_bytes + plan.write_bytes) / max(seconds, 1e-9)),
+        "threads": share.threads,
+        "memory_limit": share.limit,
+        "peak_memory": peak_bytes(),
+        "resumed_tensors": resumed,
+        "formulas": dict(plan.forms),
+    }
     file_of = {name: shard.name for shard in shards for name in shard.offsets}
+    files = {name: digest_file(space.model / name) for name in names}
+    manifest = _manifest(plan, options, file_of, space.finished, files, run)
+    space.add_file(MANIFEST_NAME, manifest.to_bytes())
+    return manifest
+
+
+def _manifest(
+    plan: Plan,
+    options: SaveOptions,
+    file_of: Mapping[str, str],
+    finished: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, str],
+    run: Mapping[str, Any],
+) -> Manifest:
     tensors = {
         output.name: {
             "dtype": output.dtype.name,
             "shape": list(output.shape),
             "file": file_of[output.name],
-            "digest": space.finished[output.name]["digest"],
+            "digest": finished[output.name]["digest"],
         }
         for output in plan.outputs
     }
-    manifest = Manifest(
+    return Manifest(
         version=__version__,
         generator=options.generator,
         seed=options.seed,
         recipe=dict(options.recipe) if options.recipe else {"formulas": dict(plan.forms)},
         digest=content_digest({name: str(entry["digest"]) for name, entry in tensors.items()}),
-        parents=_parents(plan, space),
+        parents=_parents(plan, finished),
         tensors=tensors,
-        files={name: digest_file(space.model / name) for name in names},
+        files=files,
         unused=plan.unused,
         degree=options.degree,
         notes=list(plan.notes),
-        run={
-            "seconds": round(seconds, 3),
-            "bytes_read": plan.read_bytes,
-            "bytes_written": plan.write_bytes,
-            "bytes_per_second": round((plan.read_bytes + plan.write_bytes) / max(seconds, 1e-9)),
-            "threads": share.threads,
-            "memory_limit": share.limit,
-            "peak_memory": peak_bytes(),
-            "resumed_tensors": resumed,
-            "formulas": dict(plan.forms),
-        },
+        run=run,
     )
-    space.add_file(MANIFEST_NAME, manifest.to_bytes())
+
+
+def _laid_out(plan: Plan, out: Path, options: SaveOptions) -> list[Shard]:
+    """The files of the result: one where `out` is a file's name, with room for the manifest in its header."""
+    if not is_file_name(out):
+        return lay_out(plan.outputs, options.shard_size, plan.file_stem)
+    blank: dict[str, Any] = {output.name: {"digest": "0" * 32} for output in plan.outputs}
+    planned = _manifest(plan, options, dict.fromkeys(blank, out.name), blank, {}, {})
+    return [one_file(plan.outputs, out.name, planned.to_bytes().decode())]
+
+
+def _finish_file(plan: Plan, shard: Shard, space: Workspace, options: SaveOptions) -> Manifest:
+    """The manifest into the header of a single file. What ran and how fast is left out: the bytes stay the same."""
+    file_of = dict.fromkeys(shard.offsets, shard.name)
+    manifest = _manifest(plan, options, file_of, space.finished, {}, {})
+    space.rewrite_header(shard.name, with_manifest(shard, plan.outputs, manifest.to_bytes().decode()))
     return manifest
 
 
@@ -486,9 +527,9 @@ def _config(plan: Plan, content: bytes, space: Workspace) -> bytes:
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _parents(plan: Plan, space: Workspace) -> list[dict[str, Any]]:
+def _parents(plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     read: dict[str, dict[str, str]] = {}
-    for record in space.finished.values():
+    for record in finished.values():
         for parent, digests in record.get("parents", {}).items():
             read.setdefault(parent, {}).update(digests)
     result = []

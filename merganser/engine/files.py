@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from merganser.checkpoint.header import write_header
+from merganser.checkpoint.header import MAX_HEADER_BYTES, write_header
+from merganser.checkpoint.layout import MANIFEST_KEY as METADATA_KEY
 from merganser.checkpoint.names import STEMS, shard_name
 from merganser.engine.plan import Output
+from merganser.errors import RequestError
+
+ROOM = 4096
+"""Bytes that a manifest may grow by between the plan and the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,32 @@ def lay_out(outputs: Sequence[Output], shard_size: int, stem: str = "model") -> 
     return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
 
 
-def _shard(name: str, group: Sequence[Output]) -> Shard:
+def one_file(outputs: Sequence[Output], name: str, manifest: str) -> Shard:
+    """All tensors in the file `name`, with room in its header for a manifest about as long as this one."""
+    return _shard(name, outputs, {METADATA_KEY: manifest}, len(manifest) // 16 + ROOM)
+
+
+def with_manifest(shard: Shard, outputs: Sequence[Output], manifest: str) -> bytes:
+    """The header of a shard that `one_file` laid out, with the manifest as it is, padded to the same length."""
+    again = _shard(shard.name, outputs, {METADATA_KEY: manifest}, 0).header
+    assert len(again) <= len(shard.header)
+    return struct.pack("<Q", len(shard.header) - 8) + again[8:].ljust(len(shard.header) - 8)
+
+
+def _shard(
+    name: str, group: Sequence[Output], metadata: Mapping[str, str] | None = None, room: int = 0
+) -> Shard:
     # Wide elements first, so that every tensor starts at a multiple of its element size (readers map them in place).
     ordered = sorted(group, key=lambda output: -output.dtype.itemsize)
-    header = write_header([(o.name, o.dtype, o.shape) for o in ordered], {"format": "pt"})
+    entries = [(o.name, o.dtype, o.shape) for o in ordered]
+    header = write_header(entries, {"format": "pt", **(metadata or {})})
+    if room:
+        length = len(header) - 8 + room + -room % 8
+        if length > MAX_HEADER_BYTES:
+            raise RequestError(
+                f"{name}: the header of one file would have {length:,} bytes, more than readers take; give a directory"
+            )
+        header = struct.pack("<Q", length) + header[8:].ljust(length)
     offsets, position = {}, len(header)
     for output in ordered:
         offsets[output.name] = position

@@ -21,6 +21,7 @@ from typing import Any
 
 from merganser.checkpoint import Checkpoint, StoredFile, StoredTensor
 from merganser.checkpoint.digest import digest_tensor
+from merganser.checkpoint.header import read_header
 from merganser.checkpoint.layout import MANIFEST_NAME
 from merganser.engine.files import Shard
 from merganser.engine.plan import Output
@@ -28,6 +29,11 @@ from merganser.errors import CheckpointError, OutputError, RequestError
 
 _AT_FDCWD = -100
 _NO_REPLACE, _EXCHANGE = 1, 2
+
+
+def is_file_name(out: Path) -> bool:
+    """Whether an output is to be one file and not a directory, by its name."""
+    return out.suffix == ".safetensors"
 
 
 class Workspace:
@@ -191,8 +197,14 @@ class Workspace:
                     file.flush()
                     os.fsync(file.fileno())
 
+    def rewrite_header(self, shard: str, header: bytes) -> None:
+        """Put a header of the same length in place of the one that a file began with."""
+        with naming(self.out):
+            os.pwrite(self._descriptors[shard], header, 0)
+
     def seal(self) -> None:
         """Make the output appear, whole, under its name."""
+        made = self.model / self.out.name if is_file_name(self.out) else self.model
         self._stop_syncing()
         with naming(self.out):
             for descriptor in self._descriptors.values():
@@ -202,9 +214,9 @@ class Workspace:
                 _sync_directory(self.model)
             _check_target(self.out, self.overwrite, ())
             if self.out.exists():
-                exchange(self.model, self.out)
+                exchange(made, self.out)
             else:
-                rename_new(self.model, self.out)
+                rename_new(made, self.out)
             if self.sync:
                 _sync_directory(self.out.parent)
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -228,6 +240,16 @@ def _check_target(out: Path, overwrite: bool, parents: Sequence[Checkpoint]) -> 
         raise RequestError(
             f"{out}: already exists. Choose another name, or pass --overwrite to replace it at the end"
         )
+    if is_file_name(out):
+        if out.is_symlink() or not out.is_file():
+            raise RequestError(f"{out}: is not a file, so it is not replaced by one; remove it yourself")
+        try:
+            read_header(StoredFile(out), "output")
+        except CheckpointError as error:
+            raise RequestError(
+                f"{out}: is no checkpoint, so it is not replaced; remove it yourself"
+            ) from error
+        return
     if out.is_symlink() or not out.is_dir():
         raise RequestError(f"{out}: is not a directory, so it is not replaced; remove it yourself")
     if not (out / MANIFEST_NAME).exists() and not any(out.glob("*.safetensors")) and any(out.iterdir()):

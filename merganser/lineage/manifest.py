@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from merganser.checkpoint import open_checkpoint
 from merganser.checkpoint.digest import ALGORITHM
 from merganser.checkpoint.files import shown
 from merganser.checkpoint.layout import MANIFEST_NAME, read_json
@@ -85,15 +86,23 @@ def own_digest(document: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(words, sort_keys=True, separators=(",", ":")).encode())
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a sealed checkpoint as a document, its shape checked.
+def read_manifest(place: Path) -> dict[str, Any]:
+    """The manifest of a sealed checkpoint, a directory or a single file, as a document, its shape checked.
 
     Raises `VerificationError` where there is none or it is not one that this version reads.
     """
-    path = directory / MANIFEST_NAME
-    if not path.is_file():
-        raise VerificationError(f"{directory}: has no {MANIFEST_NAME}, so it was not sealed by merganser")
-    document = read_json(path)
+    path = place / MANIFEST_NAME
+    if place.is_file():
+        path, held = place, open_checkpoint(place).sealed
+        if held is None:
+            raise VerificationError(
+                f"{place}: has no manifest in its metadata, so it was not sealed by merganser"
+            )
+        document = held
+    elif not path.is_file():
+        raise VerificationError(f"{place}: has no {MANIFEST_NAME}, so it was not sealed by merganser")
+    else:
+        document = read_json(path)
     if document.get("tool") != "merganser" or document.get("format") != FORMAT:
         raise VerificationError(f"{path}: is not a manifest of format {FORMAT}")
     if document.get("digest_algorithm") != ALGORITHM:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from merganser.checkpoint import Checkpoint
-from merganser.checkpoint.layout import MANIFEST_NAME, read_json
+from merganser.checkpoint.layout import MANIFEST_NAME
 from merganser.errors import CheckpointError
 
 PAIRED = "paired"
@@ -36,8 +35,7 @@ def raw_note(source: Checkpoint | Sequence[Any] | None) -> Any:
     None where there is none.
     """
     if isinstance(source, Checkpoint):
-        path = _manifest(source)
-        source = None if path is None else read_json(path).get("notes")
+        source = (source.sealed or {}).get("notes")
     notes = source if isinstance(source, Sequence) else ()
     return next(
         (note["statistics"] for note in notes if isinstance(note, Mapping) and "statistics" in note), None
@@ -50,12 +48,11 @@ def statistics_note(checkpoint: Checkpoint) -> StatisticsNote | None:
     Raises `CheckpointError` where the note is malformed.
     """
     raw = raw_note(checkpoint)
-    return None if raw is None else _read(raw, str(_manifest(checkpoint)))
+    return None if raw is None else _read(raw, _place(checkpoint))
 
 
-def _manifest(checkpoint: Checkpoint) -> Path | None:
-    path = None if checkpoint.directory is None else checkpoint.directory / MANIFEST_NAME
-    return path if path is not None and path.is_file() else None
+def _place(checkpoint: Checkpoint) -> str:
+    return str(checkpoint.directory / MANIFEST_NAME if checkpoint.directory else checkpoint.path)
 
 
 def _read(raw: Any, place: str) -> StatisticsNote:

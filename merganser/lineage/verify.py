@@ -21,8 +21,8 @@ def verify(path: Path | str, *, threads: int = 0, progress: Progress | None = No
     and file that is missing, added or different; `CheckpointError` where the files cannot be read at all.
     """
     directory = Path(path)
-    if not directory.is_dir():
-        raise RequestError(f"{directory}: is not a directory")
+    if not directory.is_dir() and directory.suffix != ".safetensors":
+        raise RequestError(f"{directory}: is not a directory and no .safetensors file")
     manifest = read_manifest(directory)
     faults = _files(directory, manifest["files"])
     if manifest.get("own_digest") != own_digest(manifest):
