@@ -47,7 +47,7 @@ def open(
 def save(
     weights: Weights, out: str | os.PathLike[str], *, options: SaveOptions | None = None, **fields: Any
 ) -> Report:
-    """Compute `weights` and write them to the directory `out`, or the one file `out`.safetensors, as a sealed checkpoint.
+    """Compute `weights` and write them to a directory, or one file where `out` ends in .safetensors, and seal it.
 
     `fields` are those of `SaveOptions` (memory, threads, shard_size, overwrite, dtype, degree ...).
     """
