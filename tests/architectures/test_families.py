@@ -445,14 +445,19 @@ def test_every_line_is_proved(family: str) -> None:
     assert {one.checkpoint.config["model_type"] for one in tiny} == set(known.model_types)
     held = {named.spec.pattern for one in tiny for named in one.reading.tensors.values()}
     biases = {spec.pattern for spec in known.tensors if spec.optional and spec.pattern.endswith(".bias")}
+    unread = {spec.module for spec in known.tensors if known.beyond and AFTER_THE_LAST.search(spec.pattern)}
     missing = [
-        s.pattern for s in known.tensors if s.pattern not in held | biases and not BUFFERS.search(s.pattern)
+        s.pattern
+        for s in known.tensors
+        if s.pattern not in held | biases and not BUFFERS.search(s.pattern) and s.module not in unread
     ]
     assert not missing
-    folded = {norm.module for norm in known.norms.values() if norm.place == "folded"}
+    folded = {norm.module for norm in known.norms.values() if norm.place == "folded"} - unread
     assert folded <= {norm for one in tiny for norm in factors(one)[1]}
 
 
+AFTER_THE_LAST = re.compile(r"\{layer\}\.(enorm|hnorm|eh_proj|embed_tokens|shared_head)\b")
+"""Of the layer that released checkpoints have and stock loaders pass over: test_what_follows.py."""
 OLD = {
     "llama": {"model.layers.1.self_attn.rotary_emb.inv_freq": (2,)},
     "gpt2": {"transformer.h.1.attn.bias": (1, 1, 29, 29), "transformer.h.1.attn.masked_bias": ()},
