@@ -42,7 +42,7 @@ def check_agreement(parts: Iterable[Weights], besides: Collection[str] = ()) -> 
             raise AlgebraError(
                 f"{in_words(found, known[0].label, other.label)}, so their tensors do not mean the same. If this "
                 f"is meant, allow it: .allow({', '.join(map(repr, keys))}) on {other.label!r}; in a recipe "
-                f"allow: [{', '.join(keys)}]"
+                f"allow: [{', '.join(keys)}], for soup --allow {' --allow '.join(keys)}"
             )
 
 

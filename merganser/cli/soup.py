@@ -22,6 +22,13 @@ def command(
         Path, typer.Option(help="A suite of tasks on validation data, never on the test split.")
     ],
     by: Annotated[str, typer.Option(help="Which are averaged.", metavar="greedy|uniform")] = "greedy",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key of config.json in which models may contradict each other; may be given several times.",
+            metavar="KEY",
+        ),
+    ] = None,
     fitness: _fitness.FITNESS = "mean",
     metric: _fitness.METRIC = None,
     threads: _fitness.THREADS = 0,
@@ -39,7 +46,9 @@ def command(
     *models, out = arguments
     goal = _fitness.fitness_of(suite, fitness, metric, threads, memory)
     with console.progress(not quiet and not as_json, "tasting", "averages") as progress:
-        found = soup_into(models, goal, out, kind=by, overwrite=overwrite, progress=progress)
+        found = soup_into(
+            models, goal, out, kind=by, allow=allow or (), overwrite=overwrite, progress=progress
+        )
     if as_json:
         console.print_json({**found.as_json(models), "recipe": out})
         return

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from merganser.compare import verdict
+from merganser.errors import listing
 
 ALIKE = 0.5
 """Mean cosine of task vectors from which they are called alike."""
@@ -34,6 +35,7 @@ def advise(document: dict[str, Any]) -> list[dict[str, Any]]:
     rows = document["whole"]["pairs"]
     pairs = [row for row in rows if row["a"] != base or base is None]
     found: list[dict[str, Any]] = []
+    found += _contradicting(document)
     found += _starts(pairs)
     found += _bases([row for row in rows if base is not None and row["a"] == base])
     mergeable = not any(row["verdict"] in (verdict.UNRELATED, verdict.INDEPENDENT) for row in (pairs or rows))
@@ -63,6 +65,24 @@ def advise(document: dict[str, Any]) -> list[dict[str, Any]]:
             )
         )
     return found
+
+
+def _contradicting(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Configs by which the same numbers mean other things."""
+    rows = document.get("contradictions") or []
+    if not rows:
+        return []
+    told = [f"{row['key']} is {row['first']} in {row['a']} and {row['second']} in {row['b']}" for row in rows]
+    broken = any(row["broken"] for row in rows)
+    return [
+        _piece(
+            "contradicting configs",
+            "Do not merge these checkpoints: their tensors do not mean the same."
+            if broken
+            else "Their tensors do not mean quite the same; if that is meant, a recipe says so with allow.",
+            f"config.json: {listing(told)}",
+        )
+    ]
 
 
 def _starts(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from merganser.algebra import Weights
+from merganser.algebra.agreement import contradictions
 from merganser.compare import verdict
 from merganser.compare.advice import advise
 from merganser.compare.lineup import KINDS, Lineup, line_up
@@ -53,6 +54,7 @@ def diagnose(
       overlap_by_chance: what two random sets of that size have.
     - relative_change: |t| / |base|. cancelled: 1 - |sum t|_1 / sum |t|_1 over all task vectors; disputed: the share of
       changed entries in which two task vectors have opposite signs.
+    - contradictions: keys of config.json by which the tensors of two models mean different things.
     - rank: see `merganser.compare.rank`; `rank` is "sample", "all" or "none".
 
     Without `base` there are no task vectors; `centred` then has, for three models or more, the cosines of their
@@ -74,6 +76,7 @@ def diagnose(
         "models": [_describe(lineup, k) for k in range(len(lineup.models))],
         "base": None if base is None else _describe(lineup, BASE),
         "changes": lineup.changes,
+        "contradictions": _contradictions(lineup),
         "compared": {
             "tensors": len(found.places),
             "elements": sum(place.size for place in found.places),
@@ -137,6 +140,20 @@ def _describe(lineup: Lineup, model: int) -> dict[str, Any]:
         "tensors": len(weights),
         "parameters": lineup.parameters(model),
     }
+
+
+def _contradictions(lineup: Lineup) -> list[dict[str, Any]]:
+    """Keys by which configs give the tensors of two checkpoints another meaning; `broken` ones leave no merge."""
+    found = []
+    for a, b in _pairs(lineup):
+        first, second = (lineup.base if k == BASE else lineup.models[k] for k in (a, b))
+        assert first is not None
+        assert second is not None
+        found += [
+            {"a": _label(lineup, a), "b": _label(lineup, b)} | asdict(one)
+            for one in contradictions(first, second)
+        ]
+    return found
 
 
 def _pairs(lineup: Lineup) -> list[Pair]:

@@ -66,7 +66,19 @@ def before_steps(
 def open_models(recipe: Recipe, *, allow_pickle: bool = False) -> list[Weights]:
     """The models of a recipe, in its order, opened as `build` does; other documents of its file are built."""
     kitchen = _Kitchen(None, allow_pickle)
-    return [kitchen.open(model, recipe) for model in recipe.models]
+    return joinable(recipe, [kitchen.open(model, recipe) for model in recipe.models])[0]
+
+
+def joinable(recipe: Recipe, models: Sequence[Weights]) -> tuple[list[Weights], dict[str, Any] | None]:
+    """The models of a recipe, free to be joined as far as it allows, and a note of contradictions that were let by."""
+    return agreed(
+        models,
+        recipe.merged,
+        recipe.merged[0] if recipe.base is None else recipe.base,
+        recipe.allow,
+        mergekit=recipe.mergekit,
+        place=recipe.source,
+    )
 
 
 class _Kitchen:
@@ -211,7 +223,7 @@ class _Merge:
             self.opened, prefixes = aligned(self.opened, reference)
         if recipe.base is not None:
             self.opened = [onto(self.opened[recipe.base], weights) for weights in self.opened]
-        differ = self._agree()
+        self.opened, differ = joinable(recipe, self.opened)
         if recipe.dtype == "float64":
             self.opened = [_widened(weights) for weights in self.opened]
         simple = all(not part.sliced for part in recipe.parts)
@@ -250,19 +262,6 @@ class _Merge:
         if files:
             weights = weights.with_files(files)
         return weights
-
-    def _agree(self) -> dict[str, Any] | None:
-        """Whether the models mean the same by their tensors; a note of contradictions that were let by."""
-        recipe = self.recipe
-        self.opened, note = agreed(
-            self.opened,
-            recipe.merged,
-            recipe.merged[0] if recipe.base is None else recipe.base,
-            recipe.allow,
-            mergekit=recipe.mergekit,
-            place=recipe.source,
-        )
-        return note
 
     def _line_up(self) -> None:
         """Put classifiers' rows in the order of the base's labels (without a base with such rows, the first model's).

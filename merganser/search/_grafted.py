@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.algebra.selection import matcher
+from merganser.architectures.meaning import differences
 from merganser.errors import RequestError, listing
 from merganser.running import Model
 from merganser.search._texts import Texts
@@ -176,6 +177,12 @@ def _same(base: Model, tuned: Model) -> None:
                 f"{model.label}: transformers stores {listing(model.unnamed)} otherwise than the checkpoint; a mask "
                 "over them cannot be written"
             )
+    if found := differences(base.module.config.to_dict(), tuned.module.config.to_dict()):
+        told = "; ".join(one.told(base.label, tuned.label) for one in found)
+        raise RequestError(
+            f"{tuned.label} is no fine-tune of {base.label} by config.json: {told}. A mask is judged under the base's "
+            "config; if the same is meant, give both the same value there"
+        )
     mine, theirs = (
         {
             place: (model.names[place], tuple(value.shape))

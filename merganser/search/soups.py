@@ -121,10 +121,14 @@ def soup_into(
     out: str | Path,
     *,
     kind: str = "greedy",
+    allow: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Soup:
-    """`soup` of models at paths, and the linear recipe of it written to `out`, the journal beside it."""
+    """`soup` of models at paths, and the linear recipe of it written to `out`, the journal beside it.
+
+    allow: keys of config.json in which the models may contradict each other, as in a recipe.
+    """
     from merganser import open as open_weights
 
     out = Path(out)
@@ -133,12 +137,14 @@ def soup_into(
         path for k, path in enumerate(paths) if os.path.normpath(path) in map(os.path.normpath, paths[:k])
     ]:
         raise RequestError(f"{twice[0]} is given twice; a soup averages different models")
-    models = [open_weights(path, name=path) for path in paths]
+    models = [open_weights(path, name=path).allow(*allow) for path in paths]
     found = soup(models, fitness, kind=kind, journal=journal_of(out), progress=progress)
-    document = {
+    document: dict[str, Any] = {
         "method": "linear",
         "models": [{"model": paths[k]} for k in sorted(found.ingredients)],
     }
+    if allow:
+        document["allow"] = list(allow)
     provenance = {
         "found by": f"merganser soup ({kind})",
         **fitness.told,

@@ -15,8 +15,10 @@ import merganser as mg
 from merganser import recipe
 from merganser.algebra import axes
 from merganser.algebra.prefixes import prefix_between, trainer_prefixes, without_trainers
+from merganser.compare import diagnose
 from merganser.errors import AlgebraError, RequestError
 from merganser.methods import get
+from merganser.recipe.build import open_models
 
 
 def built(text, **options):
@@ -151,6 +153,23 @@ def test_an_allowance_that_says_nothing(tmp_path, monkeypatch, allow, message):
     two(tmp_path, {})
     with pytest.raises(RequestError, match=f"allow: .*{message}"):
         built(f"{WAYS['linear']}allow: {allow}\n")
+
+
+def test_diagnose_and_the_parents_of_a_search_know_of_contradictions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two(tmp_path, {"rope_theta": 5.0, "hidden_act": "relu"})
+    found = diagnose([mg.open("a"), mg.open("b")])
+    assert [(row["key"], row["a"], row["b"], row["broken"]) for row in found["contradictions"]] == [
+        ("hidden_act", "a", "b", True),
+        ("rope_theta", "a", "b", False),
+    ]
+    assert found["advice"][0]["about"] == "contradicting configs"
+    assert "rope_theta is 10000.0 in a and 5.0 in b" in found["advice"][0]["because"]
+    assert diagnose([mg.open("a"), mg.open("a").relabel("c")])["contradictions"] == []
+    text = f"{WAYS['linear']}allow: [rope_theta, hidden_act]\n"
+    mg.mean(*open_models(recipe.load(text)))
+    with pytest.raises(RequestError, match="write allow"):
+        open_models(recipe.load(WAYS["linear"]))
 
 
 # What only one of them has --------------------------------------------------------------------------------------------

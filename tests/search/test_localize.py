@@ -373,3 +373,21 @@ def test_an_observed_mask_belongs_to_its_model(found, siblings, tmp_path):
 def test_rows_of_two_tasks_differ(tmp_path):
     one, two = (write_rows(tmp_path / f"{task}.jsonl", task, 20, 0).read_text() for task in ("red", "blue"))
     assert one != two
+
+
+def test_a_fine_tune_whose_config_contradicts_the_base_is_refused_and_the_way_out_works(siblings, tmp_path):
+    shutil.copytree(siblings / "red", tmp_path / "other")
+    file = tmp_path / "other" / "config.json"
+    config = json.loads(file.read_text())
+    key = next(key for key in ("layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon") if key in config)
+    file.write_text(json.dumps(config | {key: 0.125}))
+    rows = read_rows(siblings / "red.jsonl").head(64)
+    options = LocalizeOptions(**QUICK | {"steps": 1})
+    with pytest.raises(RequestError, match=f"is no fine-tune of .*{key} is .* and 0.125 .* same value there"):
+        localize(
+            siblings / "base", tmp_path / "other", rows, test=siblings / "red.test.jsonl", options=options
+        )
+    file.write_text(json.dumps(config))
+    assert localize(
+        siblings / "base", tmp_path / "other", rows, test=siblings / "red.test.jsonl", options=options
+    )

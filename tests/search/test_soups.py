@@ -78,3 +78,14 @@ def test_wrong_requests_are_told(place: Path) -> None:
     write_model(place / "wide", {name: np.zeros(2, np.float32) for name in NAMES})
     with pytest.raises(RequestError, match="shape"):
         soup([*models, mg.open("wide", name="wide")], near(0, 0))
+
+
+def test_models_that_contradict_each_other_make_a_soup_where_that_is_allowed(place: Path) -> None:
+    for name, theta in (("a", 1e4), ("b", 1e6)):
+        (place / name / "config.json").write_text(f'{{"model_type": "toy", "rope_theta": {theta}}}')
+    with pytest.raises(RequestError, match=r"rope_theta is .* soup --allow rope_theta"):
+        soup_into(["a", "b"], near(0.5, 0.5), place / "soup.yaml")
+    found = soup_into(["a", "b"], near(0.5, 0.5), place / "soup.yaml", allow=["rope_theta"])
+    assert found.ingredients == (0, 1)
+    weights, _ = build(load(place / "soup.yaml"))
+    assert weights.notes[-1]["step"] == "parents differ"
