@@ -89,7 +89,7 @@ class Model:
         loader: Any = Untyped
         with folder_of(self._files) as folder:
             try:
-                return loader.from_pretrained(folder, local_files_only=True)
+                return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             except Exception as error:
                 raise RequestError(
                     f"{self.label}: has no image processor that opens: {short(error)}"

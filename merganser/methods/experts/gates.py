@@ -196,7 +196,9 @@ def _hidden_states(base: Weights, texts: Sequence[Text], mode: str) -> list[Valu
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype="auto", local_files_only=True, trust_remote_code=False
+            )
         finally:
             if shown:
                 logging.enable_progress_bar()
