@@ -11,13 +11,19 @@ import pytest
 from makers import ROOT
 
 PAGE = (ROOT / "docs" / "promises.md").read_text()
-ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "tests/" in line]
+ROWS = [
+    line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "tests/" in line
+]
 
 
 @cache
 def functions(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row[0][:60]) for row in ROWS])
@@ -31,7 +37,11 @@ def test_a_promise_is_held_by_tests_that_exist(row: list[str]) -> None:
 
 
 def test_no_cell_is_left_without_a_test() -> None:
-    rows = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "|--"))]
+    rows = [
+        line
+        for line in PAGE.splitlines()
+        if line.startswith("| ") and not line.startswith(("| promise", "|--"))
+    ]
     assert len(rows) == len(ROWS) > 40
 
 

@@ -42,7 +42,7 @@ def loaded(name: str) -> Callable[[Path], State]:
         import transformers
 
         model, info = getattr(transformers, name).from_pretrained(
-            path, output_loading_info=True, dtype=torch.float32
+            path, output_loading_info=True, dtype="auto"
         )
         assert not info["missing_keys"] and not info["unexpected_keys"], info
         return model.state_dict()
@@ -109,7 +109,6 @@ def named_index(place: Path, seed: int) -> Path:
     for old, new in {old: renamed[name] for name, old in index["weight_map"].items()}.items():
         (place / old).rename(place / new)
     (place / "model.safetensors.index.json").unlink()
-    path = place / "model.safetensors.index.raw.json"
     path = place / "model.raw.safetensors.index.json"
     path.write_text(json.dumps(index | {"weight_map": renamed}))
     return path
@@ -198,12 +197,13 @@ def by_save_model(place: Path, seed: int) -> Path:
 
 
 def sentence_model(place: Path, seed: int, dense: bool = True) -> Path:
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
 
     torch.manual_seed(seed)
-    body = models.Transformer(str(make("encoder", place.with_name(f"{place.name}-body"), seed)))
-    more = [models.Dense(16, 8)] if dense else []
-    SentenceTransformer(modules=[body, models.Pooling(16), *more], device="cpu").save(str(place))
+    body = modules.Transformer(str(make("encoder", place.with_name(f"{place.name}-body"), seed)))
+    more = [modules.Dense(16, 8)] if dense else []
+    SentenceTransformer(modules=[body, modules.Pooling(16), *more], device="cpu").save(str(place))
     return place
 
 
