@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
 import torch
 from commands import COMMANDS, RUNNING, Case
 from layouts import LAYOUTS, Layout
@@ -22,6 +20,7 @@ from layouts import LAYOUTS, Layout
 from merganser import cli
 
 pytestmark = pytest.mark.models
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "layouts.md"
 
 REFUSED: dict[str, tuple[str, set[str]]] = {

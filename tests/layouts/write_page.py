@@ -10,11 +10,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 HEAD = """# Layouts and commands
 
-Each layout is written by the program whose layout it is (tests/layouts/layouts.py), two siblings of it are given to each
-command, and the result is opened by that program again. *right*: the result was compared with what that program
+Each layout is written by the program whose layout it is (tests/layouts/layouts.py), two siblings of it are given to
+each command, and the result is opened by that program again. *right*: the result was compared with what that program
 computes; *runs*: the command ended well, and its own tests compare its numbers; *refused*: an error that names the
-reason, and nothing was written; -: not tried, since nothing says how to run such a model. `make nightly` tries all of it
-again. Carry is a recipe with one model and no change.
+reason, and nothing was written; -: not tried, since nothing says how to run such a model. `make nightly` tries all of
+it again. Carry is a recipe with one model and no change.
 """
 
 
