@@ -382,14 +382,18 @@ def test_the_head_of_a_stack_is_the_last_ones_where_one_shares_its_embedding(
     np.testing.assert_array_equal(stacked.compute("lm_head.weight"), wanted)
 
 
-def test_what_configs_of_a_stack_say_differently_is_reported(tmp_path: Path) -> None:
+def test_a_stack_of_models_that_contradict_each_other_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
     a = llama(tmp_path / "a", rope_theta=1e4)
     b = llama(tmp_path / "b", seed=1, rope_theta=5e5, hidden_act="gelu", num_hidden_layers=2)
     for step in (
         {"stack": [{"layers": "0-3"}, {"model": str(b), "layers": "0-1"}]},
         {"concat": {"axis": "layer", "models": [str(b)]}},
     ):
-        (note,) = made(a, step).notes
+        with pytest.raises(AlgebraError, match=r"allow: \[hidden_act, rope_theta\]"):
+            made(a, step)
+        recipe = {"model": str(a), "steps": [step], "allow": ["hidden_act", "rope_theta"]}
+        weights, _ = build(load(recipe))
+        (note,) = weights.notes
         assert note["config_kept_and_other"] == {"rope_theta": [1e4, 5e5], "hidden_act": [None, "gelu"]}
     assert made(a, {"stack": [{"layers": "0-3"}, {"model": str(a), "layers": "0-1"}]}).notes == ()
 
