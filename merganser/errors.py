@@ -38,6 +38,10 @@ class NonFiniteError(MerganserError):
     """A result holds NaN or Inf."""
 
 
+class SpellingError(AlgebraError, TypeError):
+    """A word of Python or NumPy that means something else on weights that are not computed; says how it is spelled."""
+
+
 class OutputError(MerganserError):
     """The output cannot be written: it exists, the disk is full, another process holds it."""
 

@@ -7,13 +7,17 @@ Scalars combine with any tensor; two tensors must have the same shape. Graphs ar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NoReturn
 
+from merganser.algebra import spelling
 from merganser.algebra.operations import OPERATIONS, Operation
 from merganser.architectures.constants import is_constant
 from merganser.checkpoint import AdapterDelta, DType, StoredTensor
 from merganser.checkpoint.dtypes import F32
-from merganser.errors import AlgebraError
+from merganser.errors import AlgebraError, SpellingError
 
 Number = int | float
 
@@ -98,6 +102,55 @@ class Expression:
 
     def __ge__(self, other: Expression | Number) -> Expression:
         return apply("ge", self, other)
+
+    def __eq__(self, other: object) -> Expression:  # type: ignore[override]
+        return _compared("eq", self, other)
+
+    def __ne__(self, other: object) -> Expression:  # type: ignore[override]
+        return _compared("ne", self, other)
+
+    def __and__(self, other: Expression | Number) -> Expression:
+        return apply("and", self, other)
+
+    def __rand__(self, other: Number) -> Expression:
+        return apply("and", other, self)
+
+    def __or__(self, other: Expression | Number) -> Expression:
+        return apply("or", self, other)
+
+    def __ror__(self, other: Number) -> Expression:
+        return apply("or", other, self)
+
+    def __invert__(self) -> Expression:
+        return apply("not", self)
+
+    # What Python and NumPy would make of an object that is not computed ------------------------------------------
+
+    def __bool__(self) -> NoReturn:
+        spelling.no_truth(_called(self))
+
+    def __float__(self) -> NoReturn:
+        spelling.no_number(_called(self), "value", f"{spelling.SCALARS}; for math.sqrt(x) write mg.sqrt(x)")
+
+    __int__ = __index__ = __complex__ = __trunc__ = __floor__ = __ceil__ = __float__
+
+    def __round__(self, digits: int | None = None) -> NoReturn:
+        spelling.no_number(_called(self), "digits", "mg.cast(x, dtype) rounds to what a dtype holds")
+
+    def __len__(self) -> NoReturn:
+        spelling.no_number(_called(self), "length", "x.shape and x.size are known")
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        spelling.no_array(_called(self))
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Expression:
+        name = spelling.UFUNCS.get(function.__name__)
+        if name is None or method != "__call__" or options:
+            spelling.no_function(_called(self), function.__name__)
+        return apply(name, *inputs)
+
+    def __array_function__(self, function: Callable[..., Any], *_: Any) -> NoReturn:
+        spelling.no_function(_called(self), function.__name__)
 
 
 class Load(Expression):
@@ -294,9 +347,38 @@ class Reduce(Expression):
         return True
 
 
-def as_expression(value: Expression | Number) -> Expression:
-    """A node, or a number as a node."""
-    return value if isinstance(value, Expression) else Constant(float(value))
+def _compared(name: str, node: Expression, other: Any) -> Expression:
+    """Equality entry by entry; with what is no node and no number (None, a text) Python's own answer, False."""
+    if not isinstance(other, Expression) and not isinstance(other, Real):
+        return NotImplemented  # type: ignore[no-any-return]
+    return apply(name, node, other)  # type: ignore[arg-type]
+
+
+def as_expression(value: Any) -> Expression:
+    """A node, or a number as a node. Raises `SpellingError` for anything else, an array or a text among them."""
+    if isinstance(value, Expression):
+        return value
+    if spelling.is_array(value):
+        raise SpellingError(
+            "an array cannot stand in a formula with a tensor of weights: save it as a checkpoint and mg.open that, or "
+            "compute with mg.compute(weights, name), which is an array too"
+        )
+    if isinstance(value, Real) or (hasattr(value, "__array__") and hasattr(value, "item")):
+        try:
+            return Constant(float(value))
+        except OverflowError:
+            raise AlgebraError("a number in a formula is too large for f64") from None
+    raise SpellingError(
+        f"a formula takes tensors of weights and numbers, not {type(value).__name__}: of weights take one tensor by "
+        "its name, weights[name], or combine weights with weights"
+    )
+
+
+def _called(node: Expression) -> str:
+    """What an error calls a node."""
+    if isinstance(node, Leaf):
+        return f"tensor {node.tensor.name!r} of {node.tensor.parent!r}"
+    return "a number that is not computed" if node.is_scalar else "a formula over tensors"
 
 
 def apply(name: str, *operands: Expression | Number) -> Expression:

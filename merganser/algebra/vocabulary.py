@@ -69,23 +69,70 @@ def absolute(x: T) -> T:
     return _each(x, abs)
 
 
+def sqrt(x: T) -> T:
+    """Square root; NaN for negative numbers."""
+    return _each(x, lambda e: apply("sqrt", e))
+
+
+@overload
+def minimum(a: Weights, b: Weights | Number) -> Weights: ...
+@overload
+def minimum(a: Expression, b: Expression | Number) -> Expression: ...
+def minimum(a: Expression | Weights, b: Expression | Weights | Number) -> Expression | Weights:
+    """The smaller of two, entry by entry. Two weights need one degree."""
+    return _chosen("minimum", a, b)
+
+
+@overload
+def maximum(a: Weights, b: Weights | Number) -> Weights: ...
+@overload
+def maximum(a: Expression, b: Expression | Number) -> Expression: ...
+def maximum(a: Expression | Weights, b: Expression | Weights | Number) -> Expression | Weights:
+    """The larger of two, entry by entry. Two weights need one degree."""
+    return _chosen("maximum", a, b)
+
+
+def _chosen(word: str, a: Expression | Weights, b: Expression | Weights | Number) -> Expression | Weights:
+    if isinstance(a, Weights) and isinstance(b, Weights):
+        return combine_all([a, b], lambda x, y: apply(word, x, y), degree=_common_degree([a, b]))
+    if isinstance(a, Expression) and not isinstance(b, Weights):
+        return apply(word, a, b)
+    if isinstance(a, Weights) and not isinstance(b, Weights | Expression):
+        number = b
+        return a.map(lambda _, x: apply(word, x, number))
+    raise RequestError(
+        f"mg.{word} takes two weights, two tensors, or one of these and after it a number; of weights take one tensor "
+        "by its name, weights[name]"
+    )
+
+
 @overload
 def where(condition: Expression, a: Expression | Number, b: Expression | Number) -> Expression: ...
 @overload
-def where(condition: Weights, a: Weights, b: Weights) -> Weights: ...
+def where(condition: Weights, a: Weights | Number, b: Weights | Number) -> Weights: ...
 def where(
     condition: Expression | Weights, a: Expression | Weights | Number, b: Expression | Weights | Number
 ) -> Expression | Weights:
-    """`a` where the condition holds, else `b`."""
-    if isinstance(condition, Weights):
-        assert isinstance(a, Weights)
-        assert isinstance(b, Weights)
-        return combine_all(
-            [condition, a, b], lambda c, x, y: apply("where", c, x, y), degree=_common_degree([a, b])
+    """`a` where the condition holds, else `b`.
+
+    Of weights that are chosen from the result has the degree, which is one; of two numbers it is the condition's.
+    """
+    if isinstance(condition, Expression) and not isinstance(a, Weights) and not isinstance(b, Weights):
+        return apply("where", condition, a, b)
+    choices = (a, b)
+    if not isinstance(condition, Weights) or any(isinstance(one, Expression) for one in choices):
+        raise RequestError(
+            "mg.where chooses from weights by weights, and from tensors by a tensor; of weights take one tensor by its "
+            "name, weights[name]"
         )
-    assert not isinstance(a, Weights)
-    assert not isinstance(b, Weights)
-    return apply("where", condition, a, b)
+    chosen = [one for one in choices if isinstance(one, Weights)]
+
+    def one_tensor(test: Expression, *tensors: Expression) -> Expression:
+        given = iter(tensors)
+        return apply("where", test, *(next(given) if isinstance(one, Weights) else one for one in choices))
+
+    degree = _common_degree(chosen) if chosen else condition.degree
+    return combine_all([condition, *chosen], one_tensor, degree=degree)
 
 
 def clip(x: T, low: float, high: float) -> T:
@@ -460,11 +507,14 @@ __all__ = [
     "l1_norm",
     "largest",
     "match_l1",
+    "maximum",
     "mean",
+    "minimum",
     "norm",
     "random_drop",
     "sign",
     "slerp",
+    "sqrt",
     "total",
     "trim",
     "trim_band",

@@ -7,13 +7,15 @@ and quotients of `Weights` multiply and divide degrees, so `sum(f * w) / sum(f)`
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from merganser.algebra import spelling
 from merganser.algebra.agreement import check_agreement
 from merganser.algebra.expression import Expression, Leaf, Load, LowRank, Number, apply, walk
 from merganser.algebra.labelled import by_labels, in_label_order, labels_of, with_labels
@@ -25,7 +27,7 @@ from merganser.architectures.meaning import check_keys
 from merganser.architectures.ties import aliases
 from merganser.checkpoint import Checkpoint
 from merganser.checkpoint.tensor import same_content
-from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
+from merganser.errors import AlgebraError, RequestError, SpellingError, did_you_mean, listing
 
 if TYPE_CHECKING:
     from merganser.architectures import Reading
@@ -119,6 +121,8 @@ class Weights(Mapping[str, Expression]):
             ) from None
 
     def __contains__(self, name: object) -> bool:
+        if isinstance(name, Expression | Weights):
+            raise SpellingError(f"{self.label!r} holds tensors by their names: ask 'name' in weights")
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
@@ -134,7 +138,61 @@ class Weights(Mapping[str, Expression]):
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
-        return self is other
+        if self is other:
+            return True
+        if isinstance(other, Weights):
+            raise SpellingError(
+                f"{self.label!r} and {other.label!r} are not computed, so that == cannot compare them: `a is b` tells "
+                "whether they are one object, `merganser diff A B` compares what is saved, and "
+                "mg.compute(weights, name) gives a tensor as an array"
+            )
+        if is_number(other):
+            self._refuse_order(other)
+        return NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        found = self.__eq__(other)
+        return found if found is NotImplemented else not found
+
+    def _refuse_order(self, _: object) -> NoReturn:
+        raise SpellingError(
+            f"{self.label!r} is compared tensor by tensor: weights.map(lambda name, x: x > 0, degree=1) gives a mask, "
+            "and mg.minimum(a, b) and mg.maximum(a, b) choose entry by entry"
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse_order
+
+    def __bool__(self) -> NoReturn:
+        spelling.no_truth(f"{self.label!r}", "; len(weights) counts its tensors, and `is None` asks for None")
+
+    def __abs__(self) -> Weights:
+        return self.map(lambda _, expression: abs(expression))
+
+    def __float__(self) -> NoReturn:
+        spelling.no_number(
+            f"{self.label!r}", "value", "mg.norm(weights) and mg.total(weights) have one for each tensor"
+        )
+
+    __int__ = __index__ = __complex__ = __trunc__ = __floor__ = __ceil__ = __float__
+
+    def __round__(self, digits: int | None = None) -> NoReturn:
+        spelling.no_number(
+            f"{self.label!r}", "digits", "mg.cast(weights, dtype) rounds to what a dtype holds"
+        )
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        spelling.no_array(f"{self.label!r}")
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Weights:
+        name = function.__name__
+        work = _UFUNCS.get(name)
+        if work is None or method != "__call__" or options or any(map(spelling.is_array, inputs)):
+            spelling.no_function(f"{self.label!r}", name)
+        found: Weights = work(*(float(one) if is_number(one) else one for one in inputs))
+        return found
+
+    def __array_function__(self, function: Callable[..., Any], *_: Any) -> NoReturn:
+        spelling.no_function(f"{self.label!r}", function.__name__)
 
     def __repr__(self) -> str:
         return f"<Weights {self.label!r}: {len(self)} tensors, degree {_degree_text(self._entries.values())}>"
@@ -185,9 +243,6 @@ class Weights(Mapping[str, Expression]):
         if not is_number(other):
             return NotImplemented
         return self.map(lambda _, expression: apply("div", float(other), expression))
-
-    __array_ufunc__ = None
-    """NumPy's numbers leave arithmetic to these weights."""
 
     def __neg__(self) -> Weights:
         return self._scaled("mul", -1.0)
@@ -323,6 +378,17 @@ class Weights(Mapping[str, Expression]):
         return doorway["compute"](self, name, allow_nonfinite=allow_nonfinite)
 
 
+_UFUNCS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "true_divide": operator.truediv,
+    "negative": operator.neg,
+    "absolute": abs,
+    "fabs": abs,
+}
+"""NumPy's functions that are arithmetic of weights, by NumPy's name."""
 doorway: dict[str, Callable[..., Any]] = {}
 
 
