@@ -22,6 +22,7 @@ from merganser.algebra.expression import Apply, Constant, Draw, Load, Reduce, Ro
 from merganser.algebra.labelled import relabelled
 from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
 from merganser.algebra.weights import need_numbers
+from merganser.architectures.ties import aliases
 from merganser.checkpoint import Checkpoint, DType, StoredFile, StoredTensor
 from merganser.checkpoint.dtypes import F32, F64
 from merganser.engine.program import Bindings, Program, build
@@ -414,6 +415,9 @@ def _unused(checkpoints: Iterable[Checkpoint], stages: Iterable[Stage]) -> dict[
     result = {}
     for checkpoint in checkpoints:
         left = [name for name, tensor in checkpoint.tensors.items() if id(tensor) not in used]
+        copies = aliases(checkpoint) if left else {}
+        # A copy of a tied matrix is not lost: its other name is read, and copies that differ are read under both.
+        left = [name for name in left if name not in copies or copies[name] in left]
         if left:
             result[checkpoint.name] = left
     return result

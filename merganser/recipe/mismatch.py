@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from merganser.algebra.expression import Expression, apply
 from merganser.algebra.labelled import labels_of, other_rows, with_labels
 from merganser.algebra.rearranged import Indices, joined, taken
 from merganser.algebra.selection import matcher
+from merganser.algebra.ties import same
 from merganser.algebra.weights import agree, extra_names
 from merganser.architectures import Axis
 from merganser.errors import AlgebraError, MerganserError, RequestError, did_you_mean
@@ -137,6 +138,19 @@ def conform(
             refuse_wholesale(
                 reference, model, list(left[k]), [n for n, lacks in left[k].items() if lacks], word
             )
+    for name, answer in _one_matrix(
+        reference, {*absent, *kept, *(n for own in changed for n in own)}
+    ).items():
+        words = {one: policy.word(one) for one in (name, answer)}
+        if len(set(words.values())) > 1:
+            raise RequestError(
+                f"mismatch: gives {words[name]} for {name!r} and {words[answer]} for {answer!r}, one matrix in "
+                f"{reference.label!r} (tied), which would come apart; give both the same word"
+            )
+        if missed := absent.get(name, set()) | absent.get(answer, set()):
+            absent[name], absent[answer] = set(missed), set(missed)
+        if {name, answer} & kept:
+            kept |= {name, answer}
     extra = sorted({f"{name} of {model.label}" for model in models for name in extra_names(reference, model)})
     result = []
     for k, model in enumerate(models):
@@ -153,6 +167,16 @@ def conform(
         found["only in a model, left out"] = extra
     note = {"step": "mismatch", **found} if found else None
     return Conformed(result, {n: frozenset(who) for n, who in absent.items()}, frozenset(kept), note)
+
+
+def _one_matrix(reference: Weights, touched: Container[str]) -> dict[str, str]:
+    """Stored copies of a tied matrix of which a policy concerns at least one."""
+    both = {
+        name: answer
+        for name, answer in reference.aliases.items()
+        if name in reference and answer in reference and (name in touched or answer in touched)
+    }
+    return {n: a for n, a in both.items() if same(reference[n], reference[a])}
 
 
 def misfits(reference: Weights, models: Sequence[Weights]) -> list[str]:

@@ -13,6 +13,7 @@ from merganser._facade import compute_scalars
 from merganser.algebra import Expression, LowRank, Weights, axes, total
 from merganser.algebra.computed import whole
 from merganser.algebra.selection import matching
+from merganser.algebra.ties import one_matrix
 from merganser.architectures.live_names import LiveClass, live_class, stored_names, version
 from merganser.errors import AlgebraError, MerganserError, RequestError, listing
 from merganser.methods.adapters import _svd
@@ -107,6 +108,7 @@ def extract(
             "subtract the base first"
         )
     unlike = unlike or {}
+    vector = vector._with({name: vector.entry(name) for name in vector}, aliases=one_matrix(vector))
     names = [*vector, *unlike]
     out = set(matching(names, tuple(exclude))) if exclude else set()
     wanted = (set(matching(names, tuple(include))) if include else set(names)) - out
@@ -304,8 +306,8 @@ def _free_of_ties(vector: Weights, name: str) -> None:
     heads = [head for head, embedding in vector.aliases.items() if embedding == name]
     if heads:
         raise RequestError(
-            f"{name!r} is tied to {heads[0]!r}, and a LoRA of the embedding would change the embedding alone; "
-            "extract without --embeddings"
+            f"{name!r} is tied to {heads[0]!r}, and a LoRA of the embedding would change the embedding alone; extract "
+            "without --embeddings, and where it has changed with --allow-loss (allow_loss=True), which leaves that out"
         )
 
 
@@ -337,6 +339,8 @@ def _left_out(
             kind = modules.kind(name)
             is_embedding = name in embedding if kind is None else kind == "embedding"
             why = _why_not(vector, name) or modules.why_not(name)
+            if is_embedding and name in vector.aliases.values():
+                why = why or "is an embedding that the head shares: a LoRA would change one side alone"
             why = why or ("is an embedding: --embeddings takes it" if is_embedding else "is no Conv1D layer")
             lost[name] = {"norm": float(f"{norms[name]:.6g}"), "why": why}
     return lost, excluded, [name for name in kinds if norms[name] == 0.0]
