@@ -153,7 +153,7 @@ def python(
         env=environment(env),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         **options,
     )

@@ -44,7 +44,7 @@ def command(hub, tmp_path, *arguments, **more):
         env=environment(env),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

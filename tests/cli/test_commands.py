@@ -25,7 +25,7 @@ def run(*arguments: str, cwd: Path, code: int = 0, **environment: str) -> subpro
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == code, done.stderr + done.stdout
     assert "\x1b" not in done.stdout + done.stderr, "no colours or bars when piped"
@@ -178,7 +178,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
             "heavy = names & set(sys.modules)\n"
             "assert not heavy, heavy"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, timeout=600)
 
 
 def test_merging_works_where_torch_is_not_installed(place: Path) -> None:
@@ -192,7 +192,7 @@ def test_merging_works_where_torch_is_not_installed(place: Path) -> None:
         [sys.executable, "-c", code],
         check=True,
         cwd=place,
-        timeout=60,
+        timeout=600,
         env={"PYTHONPATH": str(ROOT), "HOME": str(place)},
     )
     assert (place / "out" / "model.safetensors").exists()

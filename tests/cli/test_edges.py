@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -235,12 +236,12 @@ def test_ctrl_c_while_merging_leaves_nothing_and_resumes(tmp_path: Path) -> None
         "method: ties\nbase_model: base\nmodels: [{model: one}]\nparameters: {density: 0.3}\n"
     )
     merging = process("merge", "recipe.yaml", "out", "--threads", "1", cwd=tmp_path)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 600  # only so that it ends
     begun = ".*partial*/journal.jsonl"
     while not list(tmp_path.glob(begun)) and merging.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
     merging.send_signal(signal.SIGINT)
-    _, told = merging.communicate(timeout=60)
+    _, told = merging.communicate(timeout=600)
     if merging.returncode != 0:  # else it was done before the signal came
         assert merging.returncode == 130, told
         assert "interrupted" in told
@@ -248,7 +249,7 @@ def test_ctrl_c_while_merging_leaves_nothing_and_resumes(tmp_path: Path) -> None
         assert "Traceback" not in told
         assert not (tmp_path / "out").exists()
     again = process("merge", "recipe.yaml", "out", "--overwrite", "--quiet", cwd=tmp_path)
-    assert again.communicate(timeout=60) == ("", "")
+    assert again.communicate(timeout=600) == ("", "")
     assert again.returncode == 0
     assert (tmp_path / "out" / "merganser.json").exists()
 
@@ -260,16 +261,16 @@ def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
         os.close(reading)
         done = process(*arguments, cwd=tmp_path, stdout=writing)
         os.close(writing)
-        _, told = done.communicate(timeout=60)
+        _, told = done.communicate(timeout=600)
         assert (done.returncode, told) == (0, "")
 
 
 def test_output_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = process("methods", cwd=tmp_path, stdout=full)
-        _, told = done.communicate(timeout=60)
+        _, told = done.communicate(timeout=600)
     assert done.returncode == 1
-    assert "No space left" in told
+    assert os.strerror(errno.ENOSPC) in told
 
 
 def test_a_terminal_gets_a_bar_unless_quiet(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_a_terminal_gets_a_bar_unless_quiet(tmp_path: Path) -> None:
     for options in ((), ("--quiet",), ("--json",)):
         ours, theirs = pty.openpty()
         done = process("merge", "recipe.yaml", "out", "--overwrite", *options, cwd=tmp_path, stderr=theirs)
-        out, _ = done.communicate(timeout=60)
+        out, _ = done.communicate(timeout=600)
         os.close(theirs)
         try:
             shown[options] = os.read(ours, 1 << 16)
@@ -318,6 +319,6 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     model = write_model(tmp_path / os.fsdecode(b"m\xff"), {"w": normal(3)})
     for options in ((), ("--json",)):
         done = process("info", str(model), *options, cwd=tmp_path)
-        out, told = done.communicate(timeout=60)
+        out, told = done.communicate(timeout=600)
         assert done.returncode == 0, told
         assert "\\xff" in out

@@ -131,7 +131,7 @@ def test_contradicting_parents_in_python(tmp_path):
     for way, make in joined.items():
         with pytest.raises(AlgebraError, match=r"rope_theta is 77.0 in 'b'|rope_theta is 10000.0 in 'a'"):
             make(b)
-        assert make(b.allow("rope_theta")), way
+        assert len(make(b.allow("rope_theta"))), way
     found = mg.compute(joined["sum"](b.allow("rope_theta")), "model.norm.weight")
     np.testing.assert_allclose(
         found, (arrays["a"]["model.norm.weight"] + arrays["b"]["model.norm.weight"]) / 2
