@@ -281,6 +281,7 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
             f"stack: {axis} does not number parts of the whole model (those are {listing(known)})"
         )
     _same_but(readings, axis)
+    _same_biases([weights for weights, _ in parts], axis)
     check_agreement([weights for weights, _ in parts], {*reading.family.lists, *reading.family.numbers})
     cut = [_copied(weights, axis, keep) for weights, keep in parts]
     cut[-1] = in_label_order(cut[-1], cut[0], lenient=True)
@@ -929,6 +930,28 @@ def _count(reading: Reading, axis: str) -> int:
 
 def _has(part: Sequence[Axis | int], axis: str) -> bool:
     return any(isinstance(factor, Axis) and factor.name == axis for factor in part)
+
+
+def _same_biases(parts: Sequence[Weights], axis: str) -> None:
+    """Raise `AlgebraError` unless a module of the copies has a bias in all parts or in none, as one config says it."""
+
+    def held(weights: Weights) -> tuple[set[str], set[str]]:
+        specs = [named.spec for named in reading_of(weights).tensors.values() if axis in named.spec.indices]
+        biased = {spec.module for spec in specs if spec.pattern.endswith(".bias")}
+        return {spec.module for spec in specs}, biased
+
+    first, *others = parts
+    modules, biased = held(first)
+    for other in others:
+        theirs, own = held(other)
+        if apart := sorted((biased ^ own) & modules & theirs):
+            has, lacks = (first, other) if apart[0] in biased else (other, first)
+            raise AlgebraError(
+                f"{has.label!r} has biases in {listing(apart)} and {lacks.label!r} has none there: a model has them in "
+                f"all layers or in none. Give {lacks.label!r} biases of zeros first, which change nothing: a recipe "
+                f"with method: linear, models: {lacks.label!r} of weight 1 after {has.label!r} of weight 0, and "
+                'mismatch: {"*.bias": zero}'
+            )
 
 
 def _same_but(readings: Sequence[Reading], axis: str) -> None:

@@ -243,6 +243,30 @@ def test_zeros_may_stand_for_biases_that_a_model_lacks(lacking):
         built(f"{ways('plain', 'wide')['linear']}mismatch: zero\n")
 
 
+def test_layers_with_and_without_biases_are_stacked_once_all_have_them(lacking):
+    slices = SLICES.replace("model: a", "model: FIRST").replace("model: b", "model: SECOND")
+    for first, second in (("plain", "biased"), ("biased", "plain")):
+        text = slices.replace("FIRST", first).replace("SECOND", second)
+        with pytest.raises(
+            RequestError, match=r"'biased.*' has biases in .*q_proj.* and 'plain.*' has none there"
+        ):
+            built(f"method: passthrough\n{text}")
+        filled = (
+            "name: filled\nmethod: linear\nmodels: [{model: biased, parameters: {weight: 0}}, {model: plain}]\n"
+            f"mismatch: {{'*.bias': zero}}\n---\nmethod: passthrough\n{text.replace('plain', 'filled')}"
+        )
+        weights = built(filled)
+        assert set(weights) == set(lacking["biased"])
+        k, other = (0, 2) if first == "plain" else (2, 0)
+        assert not mg.compute(weights, f"model.layers.{k}.self_attn.v_proj.bias").any()
+        for name in (
+            f"model.layers.{k}.self_attn.v_proj.weight",
+            f"model.layers.{other}.self_attn.v_proj.bias",
+        ):
+            home = "plain" if str(k) in name else "biased"
+            np.testing.assert_array_equal(mg.compute(weights, name), lacking[home][name])
+
+
 def test_a_classifier_among_language_models(lacking):
     for first, second in (("plain", "labelled"), ("labelled", "plain")):
         text = ways(first, second)["linear"]

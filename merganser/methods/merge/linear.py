@@ -52,6 +52,8 @@ def linear(
         mixed = mixed / totals.__getitem__
     elif total == "any":
         mixed = mixed.map(lambda _, expression: expression, degree=models[0].degree)
+    if base is None and models[0].origin is not None and mixed.origin is not models[0].origin:
+        base = models[0]  # with weight 0 it counts as a vector in the sum, and lends its files all the same
     return dressed(mixed, base)
 
 
