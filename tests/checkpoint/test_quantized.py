@@ -94,6 +94,7 @@ LAYOUTS: dict[str, tuple[str, Arrays]] = {
     "quanto": ("quanto", {f"{L}.weight._data": ints(np.int8, 8, 8), f"{L}.weight._scale": normal(8, 1)}),
     "aqlm": ("AQLM", {f"{L}.codes": ints(np.int8, 8, 1, 1), f"{L}.codebooks": normal(1, 4, 1, 8)}),
     "eetq": ("packed integers", {f"{L}.weight": ints(np.int8, 8, 8), f"{L}.weight_scales": normal(8)}),
+    "bytes alone": ("packed integers", {f"{L}.weight": ints(np.uint8, 64, 64)}),
     "integers alone": ("packed integers", {f"{L}.weight": ints(np.int16, 8, 8)}),
 }
 NORM = {"decoder.norm.weight": normal(8, seed=5)}
@@ -162,6 +163,7 @@ def test_what_are_no_codes(tmp_path: Path) -> None:
         "vq.codebook.weight": normal(4, 8),
         "layer_scale.weight_scale": normal(4),
         "mask": np.ones((4, 4), np.bool_),
+        "grafted.weight": np.eye(64, dtype=np.uint8),  # a mask that another program stored as bytes
     }
     write_file(tmp_path / "m.safetensors", tensors)
     assert open_checkpoint(tmp_path / "m.safetensors").encoding is None

@@ -221,8 +221,9 @@ def test_token_counts_weigh_the_grams(trio, tmp_path):
     merged = get("regmean")(None, models[:2], statistics=found, by_tokens=True)
     expected = regressed([a["layer.weight"] for a in arrays[:2]], grams, [300, 20], 0.9)
     np.testing.assert_allclose(mg.compute(merged, "layer.weight"), expected, rtol=1e-5, atol=2e-5)
+    uncounted = opened(tmp_path, [{"layer.weight": g} for g in grams])[1]
     with pytest.raises(RequestError, match="by_tokens needs to know how many tokens 's1'"):
-        get("regmean")(None, models[:2], statistics=[found[0], opened(tmp_path, [{}, {}])[1]], by_tokens=True)
+        get("regmean")(None, models[:2], statistics=[found[0], uncounted], by_tokens=True)
 
 
 def test_inputs_stand_where_the_family_says(tmp_path):

@@ -55,6 +55,10 @@ SCALES = ("scale", "scales", "scale_inv", "weight_scale", "weight_scales", "weig
 """Last parts of the names of scales that lie in the same module as their codes."""
 
 
+SAMPLE = 256
+"""Bytes that are read at three places of a tensor which may be a mask."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """A way of lying on disk that is not plain: its name, and what says so.
@@ -156,7 +160,7 @@ def _seen(tensors: Tensors, metadata: Mapping[str, str]) -> Iterator[Encoding]:
         if scale is not None:
             kind = "FP8 with scales" if eight else "packed integers"
             yield Encoding(kind, f"{what} and its scale beside it, {scale!r}")
-        elif packed and name.rpartition(".")[2] == "weight":
+        elif packed and name.rpartition(".")[2] == "weight" and not _are_flags(tensor):
             yield Encoding("packed integers", what)
     if "scaled_fp8" in tensors:
         yield Encoding("FP8 with scales", "it holds the tensor 'scaled_fp8'")
@@ -168,6 +172,19 @@ def _scale_beside(name: str, tensors: Tensors) -> str | None:
     near = [f"{name}_{scale}" for scale in SCALES] + [f"{name}.{scale}" for scale in SCALES]
     near += [f"{module}.{scale}" if module else scale for scale in SCALES]
     return next((one for one in near if one in tensors and one != name), None)
+
+
+def _are_flags(tensor: StoredTensor) -> bool:
+    """Whether a tensor of bytes is a mask: at its start, middle and end there is nothing but 0 and 1."""
+    if tensor.dtype.name not in ("U8", "I8"):
+        return False
+    length = min(SAMPLE, tensor.size)
+    for start in (0, (tensor.size - length) // 2, tensor.size - length):
+        part = bytearray(length)
+        tensor.read_into(memoryview(part), start)
+        if part.translate(None, b"\0\1"):
+            return False
+    return True
 
 
 Test = Callable[[str, Tensors], bool]
