@@ -553,12 +553,9 @@ def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int
                 f"rotate: the norm {name!r} is on the {where}, its weights belong to the axes as they are"
             )
         if named.spec.kind.startswith("layernorm"):
-            for one, values in matrices.items():
-                if np.abs(values.sum(axis=1) - 1).max() > ORTHOGONAL:
-                    raise reading.refused(
-                        f"rotate of {one}: {name!r} subtracts the mean, so the matrix must keep the vector of ones "
-                        "(every row must sum to 1)"
-                    )
+            _refuse_off_centre(reading, matrices, repr(name))
+    if axis in reading.family.centred:
+        _refuse_off_centre(reading, matrices, "a norm without weights")
     if touched:
         weights = fold_norms(weights)
         reading = reading_of(weights)
@@ -571,6 +568,15 @@ def rotate(weights: Weights, axis: str, matrix: Matrix | Mapping[int | tuple[int
                     entry = Entry(_turned(reading, entry.expression, dim, parts, matrices), entry.degree)
         entries[name] = entry
     return _changed(weights, entries, reading, moved=axis)
+
+
+def _refuse_off_centre(reading: Reading, matrices: Mapping[Axis, Matrix], norm: str) -> None:
+    for one, values in matrices.items():
+        if np.abs(values.sum(axis=1) - 1).max() > ORTHOGONAL:
+            raise reading.refused(
+                f"rotate of {one}: {norm} subtracts the mean, so the matrix must keep the vector of ones "
+                "(every row must sum to 1)"
+            )
 
 
 def widen(weights: Weights, axis: str, size: int, *, allow_inexact: bool = False) -> Weights:

@@ -28,7 +28,7 @@ KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
     "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "positions",
     "aliases", "proportional", "at_most", "rigid", "beyond", "together", "loaders", "tie", "beside",
-    "counted",
+    "counted", "centred",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BRACKETS = 2000
@@ -141,6 +141,8 @@ class Family:
     derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Config keys that the loader makes anew when left out, as they must be once there are more or fewer copies."""
     same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    centred: frozenset[str] = frozenset()
+    """Axes from which norms without a tensor of their own subtract the mean."""
     loaders: Mapping[str, Loader] = field(default_factory=dict)
     """What the stock loaders of its model types take for granted, where a step goes from one type to another."""
     tie: TieSpec = field(default_factory=TieSpec)
@@ -308,7 +310,16 @@ def parse_family(text: str, place: str) -> Family:
     for key in ("family", "model_types", "axes", "modules"):
         if key not in raw:
             raise FamilyError(f"{place}: lacks {key!r}")
-    for key in set(raw) - {"family", "model_types", "body", "wrappers", "require", "positions", "rigid"}:
+    for key in set(raw) - {
+        "family",
+        "model_types",
+        "body",
+        "wrappers",
+        "require",
+        "positions",
+        "rigid",
+        "centred",
+    }:
         if not isinstance(raw[key], dict):
             raise FamilyError(f"{place}: {key}: expected a mapping")
     place = f"{place} ({raw['family']})"
@@ -338,6 +349,7 @@ def parse_family(text: str, place: str) -> Family:
         numbers=dict(raw.get("numbers", {})),
         derived={str(index): tuple(keys) for index, keys in raw.get("derived", {}).items()},
         same=_same(raw.get("same", {}), place),
+        centred=frozenset(map(str, raw.get("centred", ()))),
         loaders=parse_loaders(raw.get("loaders", {}), [str(kind) for kind in raw["model_types"]], place),
         positions=parse_positions(raw.get("positions", []), place),
         aliases=dict(raw.get("aliases", {})),

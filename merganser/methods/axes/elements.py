@@ -10,6 +10,7 @@ import numpy as np
 
 from merganser.algebra import Weights, axes
 from merganser.algebra.axes import reading_of
+from merganser.architectures.notation import NORMS
 from merganser.errors import RequestError
 from merganser.methods._configs import with_differing_configs
 from merganser.methods.steps import STAYS, Claim, step
@@ -18,12 +19,18 @@ from merganser.methods.vocabulary._shared import VOCAB, refuse_with_tokenizer, r
 Numbers = Sequence[int] | Mapping[int, Sequence[int]]
 _OF_ZEROS = Claim(
     "stays",
-    holds=lambda _, settings: (
-        settings["axis"].endswith(("neurons", "heads", "groups")) and not settings.get("allow_inexact")
+    holds=lambda weights, settings: (
+        not settings.get("allow_inexact") and _of_zeros(weights, settings["axis"])
     ),
-    words="for neurons, heads and groups",
+    words="for neurons, heads and groups that no norm averages over",
 )
 """Elements of zeros write nothing; other axes are averaged over, or chosen from."""
+
+
+def _of_zeros(weights: Weights, axis: str) -> bool:
+    family = reading_of(weights).family
+    normed = any(spec.kind in NORMS and any(axis in dim.axes for dim in spec.dims) for spec in family.tensors)
+    return axis.endswith(("neurons", "heads", "groups")) and axis not in family.inexact and not normed
 
 
 def _moved(weights: Weights, changed: Weights, axis: str, order: Any) -> Weights:
@@ -148,7 +155,7 @@ def rotate(weights: Weights, *, axis: str = "residual", matrix: Path | None = No
         except (ValueError, OSError) as error:
             raise RequestError(f"{matrix}: is no .npy file of numbers: {error}") from None
         return axes.rotate(weights, axis, values)
-    centred = any(
+    centred = axis in reading.family.centred or any(
         spec.kind.startswith("layernorm") and any(axis in dim.axes for dim in spec.dims)
         for spec in reading.family.tensors
     )
