@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,7 +71,16 @@ class Checkpoint:
         if self.directory is None or not (self.directory / "config.json").exists():
             return None
         layout.refuse_link_out(self.directory / "config.json")
-        return layout.read_json(self.directory / "config.json")
+        found = layout.read_json(self.directory / "config.json")
+        classes = found.get("architectures")
+        if classes is not None and not (
+            isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+        ):
+            raise CheckpointError(
+                f"{self.directory / 'config.json'}: architectures is {reprlib.repr(classes)}, not a list of names of "
+                "classes; mend the file or download the model again"
+            )
+        return found
 
     @cached_property
     def encoding(self) -> Encoding | None:
