@@ -6,7 +6,7 @@ import os
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -308,19 +308,14 @@ def _open_repository(found: Repository, name: str, allow_pickle: bool) -> Checkp
         for file in found.entries:
             if "/" not in file and file.endswith(kinds) and (shards or allow_pickle):
                 found.fetch(file)
-        return _open_directory(directory, name, allow_pickle)
-    for stem in layout.SAFETENSORS_NAMES:
-        if stem + layout.INDEX_SUFFIX in found.entries:
-            index = directory / (stem + layout.INDEX_SUFFIX)
-            shards = sorted({str(shard) for shard in layout.weight_map(index).values()})
-            if missing := [shard for shard in shards if shard not in found.entries]:
-                raise CheckpointError(
-                    f"{found}/{index.name}: names {missing[0]!r}, which the repository lacks"
-                )
-            break
-        if stem in shards:
-            shards = [stem]
-            break
+        opened = _open_directory(directory, name, allow_pickle)
+        return replace(opened, remote=found) if opened.format == "torch" else opened
+    chosen = choose(directory, found.entries, str(found))
+    shards = [path.name for path in chosen.files]
+    if chosen.index and (missing := [shard for shard in shards if shard not in found.entries]):
+        raise CheckpointError(
+            f"{found}/{chosen.index.name}: names {missing[0]!r}, which the repository lacks"
+        )
     files = [_remote_file(found, shard) for shard in shards]
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}

@@ -36,7 +36,7 @@ class Hub:
     def add(self, name: str, directory: Path, commit: str = COMMIT) -> None:
         """Offer the files of a directory as a repository at a commit."""
         self.repositories[f"{name}@{commit}"] = {
-            p.name: p for p in sorted(directory.iterdir()) if p.is_file()
+            str(p.relative_to(directory)): p for p in sorted(directory.rglob("*")) if p.is_file()
         }
 
     def requests(self, ending: str) -> list[tuple[str, str | None]]:

@@ -216,3 +216,41 @@ def test_a_misspelt_path_is_no_hub_id(hub, tmp_path):
     done = command(hub, tmp_path, "info", "models/lama")
     assert done.returncode == 2
     assert not hub.asked
+
+
+def test_parts_are_downloaded_and_copies_are_not(hub, tmp_path):
+    model = write_model(tmp_path / "sentences", {"w": normal(4)})
+    for name in ("2_Dense/model.safetensors", "onnx/deep/model.onnx", "mm_projector.bin", "onnx/config.json"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_bytes(name.encode())
+    (model / "2_Dense" / "config.json").write_text("{}")
+    (model / "modules.json").write_text(json.dumps([{"path": "2_Dense", "type": "models.Dense"}]))
+    hub.add("org/sentences", model)
+    done = clean(command(hub, tmp_path, "merge", recipe(tmp_path, "org/sentences", "org/sentences"), "out"))
+    assert done.returncode == 0, done.stderr
+    for name in ("2_Dense/model.safetensors", "2_Dense/config.json", "mm_projector.bin"):
+        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
+    assert "2_Dense/model.safetensors" in done.stdout and "left out onnx/" in done.stdout
+    assert not hub.requests("model.onnx") and not hub.requests("onnx/config.json")
+
+
+def test_two_sets_of_weights_and_pipelines_on_the_hub(hub, tmp_path):
+    two = write_model(tmp_path / "two", {"w": normal(4)})
+    write_file(two / "model-00001-of-00002.safetensors", {"w": normal(4)})
+    hub.add("org/two", two)
+    pipeline = tmp_path / "pipeline"
+    write_model(pipeline / "unet", {"w": normal(4)})
+    (pipeline / "model_index.json").write_text("{}")
+    write_file(pipeline / "whole.safetensors", {"w": normal(4)})
+    hub.add("org/pipeline", pipeline)
+    cut = tmp_path / "cut"
+    write_model(cut, {"w": normal(4)})
+    (cut / "model.safetensors").rename(cut / "model-00002-of-00002.safetensors")
+    hub.add("org/cut", cut)
+    for name, expected in (
+        ("two", "holds both model.safetensors and model-00001-of-00002.safetensors"),
+        ("pipeline", "is a diffusers pipeline"),
+        ("cut", "model-00001-of-00002.safetensors is missing"),
+    ):
+        done = clean(command(hub, tmp_path, "info", f"org/{name}"))
+        assert done.returncode in (1, 2) and expected in done.stderr and f"hf://org/{name}" in done.stderr
