@@ -13,6 +13,8 @@ from merganser.errors import RequestError
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_DEPTH = 32
+MAX_BITS = 1000
+"""Of a whole number: one that is longer is beyond f64 and, written out, beyond what Python turns into text."""
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp")}
 _MAP, _LIST = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
@@ -127,10 +129,17 @@ class _Reader:
     def scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag.endswith(":timestamp"):
             return node.value
+        kind = node.tag.rpartition(":")[2]
         try:
-            return self.loader.construct_object(node)
-        except (ValueError, OverflowError) as error:
-            raise self.error(node, f"{node.value[:40]!r} is not a value: {error}") from None
+            value = self.loader.construct_object(node)
+        except Exception:  # PyYAML fails in many ways on text that a tag calls a number or a truth value
+            raise self.error(
+                node,
+                f"{node.value[:40]!r} is no value of the kind {kind}; in quotes and without a tag it is text",
+            ) from None
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise self.error(node, f"a whole number of {len(node.value)} characters is too long")
+        return value
 
     def error(self, node: yaml.Node, text: str) -> RequestError:
         return RequestError(f"{self.source}: line {node.start_mark.line + 1}: {text}")

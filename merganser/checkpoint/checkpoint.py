@@ -282,8 +282,8 @@ def _on_the_hub(text: str, relative_to: Path | None) -> Repository | None:
 
     A commit that is wholly in the local cache needs no network.
     """
-    places = [Path(text).expanduser(), *([relative_to / text] if relative_to is not None else [])]
-    if not hub.is_id(text) or any(place.exists() for place in places) or hub.offline():
+    places = [layout.at_home(text), *([relative_to / text] if relative_to is not None else [])]
+    if not hub.is_id(text) or any(map(layout.lies, places)) or hub.offline():
         return None
     held = layout.cached_snapshot(text.removeprefix(hub.PREFIX))
     if held is not None and ((hub.pinned(text) and _complete(held)) or not hub.available()):

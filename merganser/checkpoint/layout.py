@@ -49,13 +49,13 @@ def locate(text: str | os.PathLike[str], relative_to: Path | None = None) -> Pat
 
     Raises `RequestError` that lists the places looked at.
     """
-    path = Path(text).expanduser()
+    path = at_home(text)
     tried = [path]
-    if path.exists():
+    if lies(path):
         return path
     if relative_to is not None and not path.is_absolute():
         tried.append(relative_to / path)
-        if tried[-1].exists():
+        if lies(tried[-1]):
             return tried[-1]
     snapshot = cached_snapshot(str(text).removeprefix("hf://"))
     if snapshot is not None:
@@ -65,6 +65,19 @@ def locate(text: str | os.PathLike[str], relative_to: Path | None = None) -> Pat
         f"there is no checkpoint at {str(text)!r}{near} (looked at {listing(str(p) for p in tried)} and the local "
         "Hugging Face cache)"
     )
+
+
+def at_home(text: str | os.PathLike[str]) -> Path:
+    """The path, `~` and `~user` at its begin being their homes; a user that is not there is a directory's name."""
+    return Path(os.path.expanduser(text))
+
+
+def lies(path: Path) -> bool:
+    """Whether something lies there; a path that no file can have (too long, say) has nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def parse_size(text: str, option: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text, re.IGNORECASE)
     if match is None:
         raise RequestError(f"{option} {text!r} is not a size; write it as 256MiB, 5GB or a number of bytes")
-    size = int(float(match[1]) * _UNITS[match[2].lower()])
-    if size < 1:
-        raise RequestError(f"{option} must be at least one byte")
-    return size
+    count = float(match[1]) * _UNITS[match[2].lower()]
+    if not 1 <= count < 2**63:
+        raise RequestError(f"{option} must be at least one byte and less than 8 EiB")
+    return int(count)
 
 
 def size(count: float) -> str:

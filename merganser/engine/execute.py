@@ -94,7 +94,10 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
             file
         ) in plan.files_read:  # what lies on the hub is downloaded only now that nothing else can be wrong
             file.fetch()
-        fingerprint = plan.fingerprint(options.shard_size, options.seed, dict(options.recipe or {}))
+        # What was finished while NaN and Inf could pass was not checked for them, nor were its parents.
+        fingerprint = plan.fingerprint(
+            options.shard_size, options.seed, dict(options.recipe or {}), options.allow_nonfinite
+        )
         space.open(fingerprint, shards, plan.outputs, resume=options.resume)
         resumed = len(space.finished)
         space.start_syncing()

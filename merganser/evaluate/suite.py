@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser import document
+from merganser.checkpoint.layout import at_home
 from merganser.errors import RequestError, did_you_mean
 from merganser.evaluate.classification import Classification
 from merganser.evaluate.generation import Generation
@@ -44,7 +45,7 @@ class Suite:
         """
         if isinstance(source, Mapping):
             return _suite(dict(source), "suite", folder or Path())
-        path = Path(source).expanduser()
+        path = at_home(source)
         if path.is_dir():
             raise RequestError(f"{path}: is a directory; a suite is a YAML file")
         raw = document.parse(document.read_file(path, "suite"), str(path), "suite")

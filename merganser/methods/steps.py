@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from merganser.algebra import Weights
+from merganser.checkpoint.layout import at_home
 from merganser.errors import RequestError, did_you_mean
 from merganser.methods.registry import _load_built_in
 
@@ -218,6 +219,8 @@ def _as(raw: Any, kind: Any, place: str, directory: Path | None, open_model: Ope
     if kind is bool:
         return raw if isinstance(raw, bool) else _NO
     if kind is int:
+        if isinstance(raw, int) and not isinstance(raw, bool) and raw.bit_length() > 63:
+            raise RequestError(f"{place}: {raw} is beyond the whole numbers of 64 bits")
         return raw if isinstance(raw, int) and not isinstance(raw, bool) else _NO
     if kind is float:
         return float(raw) if isinstance(raw, int | float) and not isinstance(raw, bool) else _NO
@@ -285,7 +288,7 @@ def _ranges(text: str, place: str) -> list[int]:
 
 
 def _file(raw: str, place: str, directory: Path | None) -> Path:
-    places = [Path(raw).expanduser()]
+    places = [at_home(raw)]
     if directory is not None and not places[0].is_absolute():
         places.append(directory / raw)
     for path in places:

@@ -43,6 +43,10 @@ def read_documents(raws: Sequence[Any], source: str, directory: Path | None) -> 
     return _Documents(named, directory).result(*last)
 
 
+MOST_DEEP = 50
+"""Documents that use one another in a chain."""
+
+
 class _Documents:
     def __init__(self, named: Mapping[str, tuple[Any, str]], directory: Path | None) -> None:
         self.named = named
@@ -68,6 +72,11 @@ class _Documents:
         if name in self.open:
             circle = " -> ".join([*self.open[self.open.index(name) :], name])
             raise RequestError(f"{place}: documents use one another in a circle: {circle}")
+        if len(self.open) >= MOST_DEEP:
+            raise RequestError(
+                f"{place}: more than {MOST_DEEP} documents use one another in a chain; merge the first of them to a "
+                "directory and name that as a model"
+            )
         if name not in self.read:
             raw, own = self.named[name]
             self.open.append(name)

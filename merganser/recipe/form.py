@@ -168,6 +168,7 @@ def load(path_or_text: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe | M
     a name, or the last, is the result. Opens no checkpoint. Raises `RequestError` that names the place, such as
     `models[1].parameters.densty`, for anything it does not understand.
     """
+    from merganser.checkpoint.layout import at_home
     from merganser.document import parse_all, read_file
     from merganser.recipe.documents import read_documents
 
@@ -175,5 +176,5 @@ def load(path_or_text: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe | M
         return read_documents([dict(path_or_text)], "recipe", None)
     if isinstance(path_or_text, str) and ("\n" in path_or_text or ": " in path_or_text):
         return read_documents(parse_all(path_or_text, "recipe"), "recipe", None)
-    path = Path(path_or_text).expanduser()
+    path = at_home(path_or_text)
     return read_documents(parse_all(read_file(path), str(path)), str(path), path.parent)

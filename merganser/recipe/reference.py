@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoint.layout import at_home, lies
 from merganser.errors import RequestError, did_you_mean
 from merganser.recipe.settings import shown
 
@@ -103,10 +104,7 @@ def _text(raw: Any, place: str) -> str:
 
 
 def _lies_here(path: str, directory: Path | None) -> bool:
-    places = [Path(path).expanduser()]
+    places = [at_home(path)]
     if directory is not None:
         places.append(directory / path)
-    try:
-        return any(place.exists() for place in places)
-    except OSError:
-        return False
+    return any(map(lies, places))

@@ -8,7 +8,7 @@ from pathlib import Path
 from merganser._facade import open as open_weights
 from merganser.algebra import Weights
 from merganser.checkpoint.digest import identity
-from merganser.checkpoint.layout import MANIFEST_NAME
+from merganser.checkpoint.layout import MANIFEST_NAME, at_home, lies
 from merganser.errors import RequestError, listing
 from merganser.lineage import statistics_note
 
@@ -64,8 +64,8 @@ def renamed(statistics: Weights, names: Weights, inward: Callable[[str], str]) -
 
 
 def _found(path: str, kind: str, place: str, directory: Path | None) -> Path:
-    places = [Path(path).expanduser(), *([directory / path] if directory is not None else [])]
-    root = next((one for one in places if one.is_dir()), None)
+    places = [at_home(path), *([directory / path] if directory is not None else [])]
+    root = next((one for one in places if lies(one) and one.is_dir()), None)
     if root is None:
         raise RequestError(
             f"{place}: there is no directory {path!r} (statistics as merganser observe writes them)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoint.layout import at_home
 from merganser.errors import RequestError, did_you_mean
 from merganser.recipe import Mixture, Recipe, build
 from merganser.recipe.documents import read_documents
@@ -73,7 +74,7 @@ class Space:
         """
         from merganser.document import parse_all, read_file
 
-        path = Path(path).expanduser()
+        path = at_home(path)
         return cls.of(parse_all(read_file(path), str(path)), str(path), path.parent)
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from merganser.algebra import Weights
+from merganser.checkpoint.layout import at_home
 from merganser.engine.memory import resident_bytes
 from merganser.errors import RequestError
 from merganser.recipe import Mixture, Recipe, build
@@ -42,7 +43,7 @@ class VectorRecipe:
         if isinstance(source, Mapping):
             documents, name, directory = [dict(source)], "recipe", None
         else:
-            path = Path(source).expanduser()
+            path = at_home(source)
             documents, name, directory = parse_all(read_file(path), str(path)), str(path), path.parent
         if len(documents) > 1:
             raise RequestError(

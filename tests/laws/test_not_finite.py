@@ -186,3 +186,29 @@ def test_what_nothing_computes_with_passes(opened, tmp_path):
     found = read_model(tmp_path / "out")
     assert found["h.masked_bias"] == -np.inf
     assert found["h.position_ids"].tolist() == [-1, 2**62]
+
+
+def test_what_was_finished_while_they_could_pass_is_not_taken_over_by_a_run_that_refuses(opened, tmp_path):
+    """One tensor's NaN shows, another's is dropped: neither may come out of the interrupted run's directory."""
+    base, tune = ({f"w{k}": normal(300, 300, seed=10 * j + k) for k in range(6)} for j in range(2))
+    tune["w0"][7, 7] = tune["w1"][3, 3] = np.nan
+    first, second = opened("base", base), opened("tune", tune)
+    dropped = (second.select("w1") - first.select("w1")).map(lambda _, x: mg.where(x > 1e9, x, 0.0))
+    merged = 0.5 * first + 0.5 * second.override(first.select("w1") + dropped)
+    journal = tmp_path / ".out.merganser-partial/journal.jsonl"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        if journal.exists() and sum(f'"tensor": "w{k}"' in journal.read_text() for k in range(2)) == 2:
+            raise Stop
+
+    try:
+        merged.save(tmp_path / "out", threads=1, sync=False, allow_nonfinite=True, progress=stop)
+        shutil.rmtree(tmp_path / "out")  # it was done before it could be stopped
+    except Stop:
+        assert journal.exists()
+    with pytest.raises(NonFiniteError, match="of parent 'tune' holds NaN"):
+        merged.save(tmp_path / "out", threads=1, sync=False)
+    assert not (tmp_path / "out").exists()
