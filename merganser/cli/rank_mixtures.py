@@ -46,6 +46,7 @@ def command(
     Nothing is written but --journal. Needs the `models` extra.
     """
     from merganser import open as open_weights
+    from merganser.checkpoint.names import is_index
     from merganser.errors import RequestError
     from merganser.search.mixtures import rank_mixtures, read_sets
 
@@ -53,7 +54,8 @@ def command(
     for one in models:
         name, mark, path = one.partition("=")
         if not mark or os.path.exists(one):
-            name, path = os.path.basename(os.path.normpath(one)), one
+            home, base = os.path.split(os.path.normpath(one))  # an index is called as its model's directory
+            name, path = os.path.basename(home) if is_index(base) and home else base, one
         if name in opened:
             raise RequestError(f"two parts are called {name!r}; name them: PART=PATH")
         opened[name] = open_weights(path, name=name, allow_pickle=allow_pickle)

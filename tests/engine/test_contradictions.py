@@ -25,11 +25,12 @@ def rewrite(model: Path, change: Any) -> Path:
     return model
 
 
-def test_weights_that_were_not_gathered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(0,), (0, 6)])
+def test_weights_that_were_not_gathered(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """DeepSpeed's ZeRO-3 leaves tensors of shape [0] where the real ones lie on other machines."""
 
     def emptied(tensors: dict[str, np.ndarray]) -> None:
-        tensors |= {name: np.zeros(0, np.float32) for name, array in tensors.items() if array.ndim == 2}
+        tensors |= {name: np.zeros(shape, np.float32) for name, array in tensors.items() if array.ndim == 2}
 
     model, other = rewrite(bert(tmp_path / "a"), emptied), bert(tmp_path / "b")
     for weights in (mg.open(model), mg.open(other).override(mg.open(model).select("*.intermediate.*"))):
