@@ -16,6 +16,10 @@ from merganser.architectures.positions import Move, PositionRule, Values
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean, listing
 
+NOT_GATHERED = (
+    "so DeepSpeed ZeRO-3 leaves weights that were not gathered. Put them together with zero_to_fp32.py, which lies in "
+    "the training's checkpoint, or save with stage3_gather_16bit_weights_on_model_save"
+)
 MOST_COPIES = 100_000
 """Layers or experts that a config may ask for."""
 
@@ -481,7 +485,7 @@ def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -
             )
             raise CheckpointError(
                 f"{checkpoint.name}: tensor {name!r} has shape {list(shape)}, and as {axes} it should have "
-                f"{list(expected)}: {told}. config.json and the tensor contradict each other"
+                f"{list(expected)}: {told}. config.json and the tensor contradict each other{_not_gathered(shape)}"
             )
 
     def refused(text: str) -> CheckpointError:
@@ -618,6 +622,13 @@ def _missing(reading: Reading, sizes: Mapping[str, int]) -> Iterator[tuple[Tenso
                     yield spec, name
 
 
+def _not_gathered(shape: tuple[int, ...]) -> str:
+    """Where empty tensors come from, and the way out."""
+    if math.prod(shape):
+        return ""
+    return f"; it is empty: {NOT_GATHERED}"
+
+
 def contradiction(checkpoint: Checkpoint) -> str | None:
     """Where a model's tensors and its config.json cannot both be right, so that the loader would fail or fill up.
 
@@ -649,7 +660,7 @@ def contradiction(checkpoint: Checkpoint) -> str | None:
             )
             return (
                 f"tensor {name!r} in {stored.file.path.name} has shape {list(stored.shape)}, and by config.json it "
-                f"would be {list(reading.shape(named))}: {told}"
+                f"would be {list(reading.shape(named))}: {told}{_not_gathered(stored.shape)}"
             )
     patterns = {named.spec.pattern for named in tensors.values()}
     for spec, name in _missing(reading, sizes):

@@ -7,6 +7,7 @@ from typing import Any
 
 from merganser.algebra import Weights
 from merganser.architectures import Reading, contradiction, read
+from merganser.architectures.reading import NOT_GATHERED
 from merganser.checkpoint import Checkpoint, StoredFile
 from merganser.checkpoint.belongings import MODULES
 from merganser.checkpoint.header import read_header
@@ -41,9 +42,7 @@ def check_contents(weights: Weights) -> None:
         ]
         if empty and (one.config is not None or len(empty) * 2 > len(one.tensors)):
             raise CheckpointError(
-                f"{one.name}: {len(empty)} tensors hold nothing, {empty[0]!r} first: they are what DeepSpeed ZeRO-3 "
-                "leaves where its weights were not gathered. Put them together with the zero_to_fp32.py that lies in "
-                "the training's checkpoint, or save with stage3_gather_16bit_weights_on_model_save"
+                f"{one.name}: {len(empty)} tensors hold nothing, {empty[0]!r} first: {NOT_GATHERED}"
             )
         if (why := contradiction(one)) is not None:
             raise CheckpointError(

@@ -34,7 +34,7 @@ def test_weights_that_were_not_gathered(tmp_path: Path, shape: tuple[int, ...]) 
 
     model, other = rewrite(bert(tmp_path / "a"), emptied), bert(tmp_path / "b")
     for weights in (mg.open(model), mg.open(other).override(mg.open(model).select("*.intermediate.*"))):
-        with pytest.raises(CheckpointError, match=r"tensors hold nothing.*zero_to_fp32\.py"):
+        with pytest.raises(CheckpointError, match=r"(hold nothing|it is empty).*zero_to_fp32\.py"):
             weights.save(tmp_path / "out")
     bare = write_file(tmp_path / "bare.safetensors", {n: np.zeros(0, np.float32) for n in "abc"})
     with pytest.raises(CheckpointError, match=r"3 tensors hold nothing"):
