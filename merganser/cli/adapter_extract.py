@@ -70,7 +70,7 @@ def command(
     fields = {"degree": 0.0, "dtype": dtype, "recipe": recipe}
     report = _saving.write(adapter, fields, out, saving, NAME, "extracting")
     if not saving.quiet and not saving.as_json:
-        _tell_kept(out, report.notes[-1])
+        _tell_kept(out, next(note for note in report.notes if note.get("step") == "extract_lora"))
 
 
 def _tell_kept(out: Path, note: Mapping[str, Any]) -> None:
