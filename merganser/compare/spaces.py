@@ -60,7 +60,7 @@ def of_texts(
                 found = model.module(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
             states = [pool(layer, mask, pooling) for layer in _states(found, model)]
             for layer in states:
-                finite(layer, what="hidden states", model=model.label, rows=list(rows))
+                finite(layer, what="hidden states", model=model, rows=list(rows))
             parts.append((rows, states))
             if head is not None:
                 inputs = pool(_states(found, model)[-1], mask, head.pooling)

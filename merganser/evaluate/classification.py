@@ -180,7 +180,7 @@ class Classification(Task):
     ) -> Columns:
         parts = []
         for rows in inputs:
-            found = finite(logits(rows), what=self.what("logits"), model=model.label, rows=rows)
+            found = finite(logits(rows), what=self.what("logits"), model=model, rows=rows)
             if found.ndim != 2 or found.shape[1] != len(names):
                 raise RequestError(
                     f"task {self.name!r}: {model.label} gave logits of shape {list(found.shape)} for "

@@ -119,7 +119,7 @@ class Generation(Task):
         for _ in range(self.max_new_tokens):
             kept = {} if past is None else {"past_key_values": past}
             found = model.module(input_ids=ids, use_cache=True, **kept)
-            logits = finite(found.logits[:, -1], what=self.what("logits"), model=model.label, rows=rows)
+            logits = finite(found.logits[:, -1], what=self.what("logits"), model=model, rows=rows)
             past = getattr(found, "past_key_values", None)
             chosen = logits.argmax(-1)
             for k, token in enumerate(chosen.tolist()):

@@ -116,9 +116,7 @@ def log_probabilities(
             values.append(part.gather(1, wanted[:, None]).sum())
             best.append(bool((part.argmax(-1) == wanted).all()))
         rows = [span.row for span in chosen]
-        checked = finite(
-            torch.stack(values), what=task.what("log-probabilities"), model=model.label, rows=rows
-        )
+        checked = finite(torch.stack(values), what=task.what("log-probabilities"), model=model, rows=rows)
         for k, value, top in zip(batch, checked.tolist(), best, strict=True):
             sums[k], likeliest[k] = value, top
         done(len(batch))

@@ -90,9 +90,7 @@ class Similarity(Task):
             ).double()
             found = found / found.norm(dim=1, keepdim=True)
             where = [rows[k] for k in batch]
-            parts.append(
-                (batch, list(finite(found, what=self.what("embeddings"), model=model.label, rows=where)))
-            )
+            parts.append((batch, list(finite(found, what=self.what("embeddings"), model=model, rows=where))))
             finished[0] += len(batch)
             done(finished[0] * len(pairs) // len(ids) - finished[1])
             finished[1] = finished[0] * len(pairs) // len(ids)

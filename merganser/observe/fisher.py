@@ -151,7 +151,7 @@ class Objective:
         return torch.from_numpy(np.minimum(drawn, total.shape[1] - 1))
 
     def _finite(self, logits: torch.Tensor, row: int) -> torch.Tensor:
-        return finite(logits.unsqueeze(0), what="the outputs", model=self.model.label, rows=[row])[0]
+        return finite(logits.unsqueeze(0), what="the outputs", model=self.model, rows=[row])[0]
 
 
 def _plain(ids: Sequence[int], special: set[int]) -> list[int]:

@@ -90,6 +90,6 @@ def check(model: Model, values: torch.Tensor, batch: Batch, what: str) -> None:
     if counts is not None and values.ndim > 2 and values.shape[:2] == counts.shape:
         values = values.masked_fill(~counts.reshape(*counts.shape, *[1] * (values.ndim - 2)), 0.0)
     if len(values) == len(batch.rows):
-        finite(values, what=what, model=model.label, rows=list(batch.rows))
+        finite(values, what=what, model=model, rows=list(batch.rows))
     elif not bool(values.isfinite().all()):
         raise NonFiniteError(f"{model.label}: {what} hold NaN or Inf")

@@ -41,7 +41,7 @@ class Texts:
         ids = [self.ids[row] for row in rows]
         batch, mask = pad(ids, model.pad_id)
         if self.answers is None:
-            logits = finite(model.logits(batch, mask), what="logits", model=model.label, rows=rows)[:, :-1]
+            logits = finite(model.logits(batch, mask), what="logits", model=model, rows=rows)[:, :-1]
             wanted = batch[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
             nats = torch.nn.functional.cross_entropy(
                 logits.reshape(-1, logits.shape[-1]), wanted.reshape(-1), reduction="sum"
@@ -52,7 +52,7 @@ class Texts:
         else:
             features = pooled(model, ids, pooling=self.head.pooling, normalize=self.head.normalize)
             logits = self.head(features)
-        logits = finite(logits, what="logits", model=model.label, rows=rows)
+        logits = finite(logits, what="logits", model=model, rows=rows)
         wanted = torch.tensor([self.answers[row] for row in rows])
         return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"), len(rows), logits
 

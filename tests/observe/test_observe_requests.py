@@ -129,7 +129,11 @@ def test_a_model_that_returns_nan(place, tmp_path):
 
     make("bert_classifier", tmp_path / "model", change=broken)
     for collect in ("mean", "fisher"):
-        with pytest.raises(NonFiniteError, match=r"model: the outputs of row \d+ hold NaN"):
+        with pytest.raises(
+            NonFiniteError,
+            match=r"model: the outputs of row \d+ hold NaN.*"
+            r"its tensor 'bert\.encoder\.layer\.1\.output\.dense\.weight' holds NaN",
+        ):
             observe(tmp_path / "model", place / "data.jsonl", tmp_path / "out", collect=collect)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
