@@ -228,13 +228,18 @@ def _side_by_side(parts: list[tuple[Weights, Reading]], name: str, dim: int, axi
     return joined(rows, dim)
 
 
-def rearrange(weights: Weights, axis: str, wanted: Mapping[Axis, Indices]) -> Weights:
+def rearrange(
+    weights: Weights, axis: str, wanted: Mapping[Axis, Indices], *, places_follow: bool = False
+) -> Weights:
     """The elements of an axis by index, -1 for zeros; what `take`, `permute`, `repeat`, `pad` and `widen` share.
+
+    places_follow: the caller changes what gives the elements their places, so they may move although those are fixed.
 
     Raises `AlgebraError` where the elements have fixed places and would get others.
     """
     reading = reading_of(weights)
-    _refuse_moved(reading, axis, wanted)
+    if not places_follow:
+        _refuse_moved(reading, axis, wanted)
     if axis in reading.family.indices and (most := max(map(len, wanted.values()), default=0)) > MOST_COPIES:
         raise reading.refused(f"{axis} would be there {most:,} times; at most {MOST_COPIES:,} are read")
     entries = {}

@@ -24,7 +24,7 @@ ORDER = [2, 0, 3, 1]
 WIDTH = 6
 GPT = {
     "model_type": "gpt_neox", "architectures": ["GPTNeoXForSequenceClassification"], "vocab_size": 5,
-    "hidden_size": WIDTH, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2,
     "max_position_embeddings": 9,
 }  # fmt: skip
 SWIN = {"model_type": "swin", "architectures": ["SwinForImageClassification"]}
@@ -43,9 +43,17 @@ def tensors(seed, head="score", rows=4):
     shapes = {
         f"{head}.weight": (rows, WIDTH),
         f"{head}.bias": (rows,),
+        "gpt_neox.embed_in.weight": (5, WIDTH),
         "gpt_neox.final_layer_norm.weight": (WIDTH,),
-        "gpt_neox.layers.0.mlp.dense_h_to_4h.weight": (8, WIDTH),
+        "gpt_neox.final_layer_norm.bias": (WIDTH,),
     }
+    layer = {
+        "input_layernorm": (WIDTH,), "post_attention_layernorm": (WIDTH,), "attention.query_key_value": (18, WIDTH),
+        "attention.dense": (WIDTH, WIDTH), "mlp.dense_h_to_4h": (WIDTH, WIDTH), "mlp.dense_4h_to_h": (WIDTH, WIDTH),
+    }  # fmt: skip
+    for module, shape in layer.items():
+        shapes[f"gpt_neox.layers.0.{module}.weight"] = shape
+        shapes[f"gpt_neox.layers.0.{module}.bias"] = shape[:1]
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

@@ -214,7 +214,7 @@ def _moved_from(weights: Weights, axis: str, by: int) -> Weights:
     for one in reading.instances(axis):
         size = reading.sizes[one]
         wanted[one] = np.concatenate([np.full(max(by, 0), -1), np.arange(max(-by, 0), size)])
-    moved = axes.rearrange(weights, axis, wanted)
+    moved = axes.rearrange(weights, axis, wanted, places_follow=True)
     entries = {name: moved.entry(name) for name in moved}
     for name, entry in entries.items():
         if entry.carried and moved[name] is not weights[name]:  # a buffer of places counts from 0 as before
