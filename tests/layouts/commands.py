@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from layouts import Layout
+from on_disk import Layout
 
 ROWS = 6
 

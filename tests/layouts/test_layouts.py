@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import COMMANDS, RUNNING, Case
-from layouts import LAYOUTS, Layout
+from on_disk import LAYOUTS, Layout
 
 from merganser import cli
 

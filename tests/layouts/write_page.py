@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 HEAD = """# Layouts and commands
 
-Each layout is written by the program whose layout it is (tests/layouts/layouts.py), two siblings of it are given to
+Each layout is written by the program whose layout it is (tests/layouts/on_disk.py), two siblings of it are given to
 each command, and the result is opened by that program again. *right*: the result was compared with what that program
 computes; *runs*: the command ended well, and its own tests compare its numbers; *refused*: an error that names the
 reason, and nothing was written; -: not tried, since nothing says how to run such a model. `make nightly` tries all of
@@ -22,7 +22,7 @@ def main() -> None:
     sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
     os.environ["MERGANSER_MEMORY"] = "8GiB"
     from commands import COMMANDS, RUNNING
-    from layouts import LAYOUTS
+    from on_disk import LAYOUTS
     from test_layouts import PAGE, attempt, commands_of, row
 
     known = [*COMMANDS, *RUNNING]

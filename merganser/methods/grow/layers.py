@@ -131,13 +131,13 @@ def _index(weights: Weights, name: str) -> str:
     )
 
 
-MOST = 1000
+MOST = 100_000
 """Times deeper; more is a slip of the pen, and the list of its layers alone would not fit into memory."""
 
 
 def _at_least_two(factor: int) -> None:
     if not 2 <= factor <= MOST:
-        raise RequestError(f"factor must be 2 or more and at most {MOST}, not {factor}")
+        raise RequestError(f"factor must be 2 or more and at most {MOST:,}, not {factor}")
 
 
 __all__ = ["drop_layers", "g_stack", "interleave", "layers", "stack"]
