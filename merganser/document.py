@@ -138,7 +138,9 @@ class _Reader:
                 f"{node.value[:40]!r} is no value of the kind {kind}; in quotes and without a tag it is text",
             ) from None
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
-            raise self.error(node, f"expected a number: a whole number of {len(node.value)} characters is too long")
+            raise self.error(
+                node, f"expected a number: a whole number of {len(node.value)} characters is too long"
+            )
         return value
 
     def error(self, node: yaml.Node, text: str) -> RequestError:

@@ -341,7 +341,13 @@ def test_batch_and_order_change_nothing(models, tmp_path, name):
 
 def test_a_merge_is_scored_without_being_written(models, tmp_path):
     labels = json.loads((models / "classifier" / "config.json").read_text())["id2label"]
-    make("classifier", tmp_path / "other", seed=9, num_labels=3, id2label={int(k): v for k, v in labels.items()})
+    make(
+        "classifier",
+        tmp_path / "other",
+        seed=9,
+        num_labels=3,
+        id2label={int(k): v for k, v in labels.items()},
+    )
     a, b = mg.open(models / "classifier"), mg.open(tmp_path / "other")
     rows = [{"text": text, "label": k % 3} for k, text in enumerate(sentences(8))]
     merged = (0.5 * a + 0.5 * b).relabel("mean")
