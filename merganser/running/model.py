@@ -156,18 +156,23 @@ class Model:
         """
         import torch
 
-        if self.unnamed:  # transformers puts them together itself while it loads
-            missing = sorted(self.shapes.keys() - tensors.keys())
-            if missing:
-                raise RequestError(f"{self.label}: no values for {listing(missing)}")
-            self.module = load_module(None, self.config, self.kind, self.label, tensors)
-            self.identity = None
-            return
+        missing = sorted({name for name in self.names.values() if name not in tensors})
+        if self.unnamed and (lost := sorted(self.shapes.keys() - tensors.keys())):
+            raise RequestError(f"{self.label}: no values for {listing(lost)}")
         places = {**dict(self.module.named_parameters(remove_duplicate=False))}
         places |= dict(self.module.named_buffers(remove_duplicate=False))
-        missing = sorted({name for name in self.names.values() if name not in tensors})
-        if missing:
-            raise RequestError(f"{self.label}: no values for {listing(missing)}")
+        if self.unnamed or missing or self._other_ties(places, tensors):
+            # transformers puts them together itself while it loads, and sees what is one matrix.
+            try:
+                self.module = load_module(None, self.config, self.kind, self.label, tensors)
+            except RequestError:
+                if not missing:
+                    raise
+                raise RequestError(f"{self.label}: no values for {listing(missing)}") from None
+            self.shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+            self.names, self.unnamed = names_of(self.module, self.shapes)
+            self.identity = None
+            return
         with torch.no_grad():
             for place, name in self.names.items():
                 value = tensors[name]
@@ -177,6 +182,17 @@ class Model:
                     )
                 places[place].copy_(torch.from_numpy(np.ascontiguousarray(value)))
         self.identity = None
+
+    def _other_ties(self, places: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> bool:
+        """Whether what is one matrix in the module has other values under its other name, or the other way round."""
+        if tensors.keys() - self.shapes.keys():
+            return True
+        held: dict[int, str] = {}
+        for place, name in self.names.items():
+            first = held.setdefault(places[place].data_ptr(), name)
+            if first != name and places[place].numel() and not np.array_equal(tensors[first], tensors[name]):
+                return True
+        return False
 
 
 def open_model(

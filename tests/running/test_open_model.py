@@ -100,6 +100,28 @@ def test_other_values_are_put_in(kind, tmp_path):
         model.fill({name: value for name, value in values.items() if name != first})
 
 
+def test_values_of_other_ties_are_put_in(tmp_path):
+    """A head of its own goes into a module that ties it, and a tied one into a module that does not."""
+    import torch
+
+    tied = make("llama_tied", tmp_path / "tied", seed=1)
+    untied = make("llama", tmp_path / "untied", seed=2)
+    with torch.no_grad():
+        assert not torch.equal(untied.lm_head.weight, untied.model.embed_tokens.weight)
+    values = live_tensors(mg.open(tmp_path / "untied"))
+    both = {**live_tensors(mg.open(tmp_path / "tied")), "lm_head.weight": values["lm_head.weight"]}
+    model = open_model(tmp_path / "tied")
+    model.fill(both)
+    state = model.module.state_dict()
+    assert torch.equal(state["lm_head.weight"], untied.lm_head.weight)
+    assert torch.equal(state["model.embed_tokens.weight"], tied.model.embed_tokens.weight)
+    model.fill(live_tensors(mg.open(tmp_path / "tied")))
+    assert torch.equal(model.module.state_dict()["lm_head.weight"], tied.lm_head.weight)
+    model = open_model(tmp_path / "untied")
+    with pytest.raises(RequestError, match=r"no values for lm_head\.weight"):
+        model.fill(live_tensors(mg.open(tmp_path / "tied")))
+
+
 def test_kinds(tmp_path):
     make("bert", tmp_path / "bert")
     make("bert_classifier", tmp_path / "classifier")
