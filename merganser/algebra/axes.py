@@ -675,7 +675,8 @@ def scale_outputs(weights: Weights, axis: str, factors: Mapping[int, float]) -> 
     reading, entries = reading_of(weights), {}
     if not np.isfinite(list(factors.values())).all():
         raise reading.refused(f"a factor on what a {axis} writes is not a finite number")
-    branches = {norm.module for norm in reading.family.norms.values() if norm.place == "branch"}
+    norms = reading.family.norms.values()
+    branches = {norm.module for norm in norms if norm.place == "branch" and f"{{{axis}}}" in norm.module}
     for name in weights:
         named, entry = reading.tensors[name], weights.entry(name)
         spec = named.spec

@@ -96,8 +96,9 @@ class ExpertSpec:
     """How a family of mixtures of experts stands to a dense one.
 
     `index` numbers the experts, `neurons` is the axis inside one, `router` the module that chooses, `per_token` the
-    config key of how many it chooses. `dense` is the model type of the dense sibling, `modules` maps modules of an
-    expert to its modules, `settings` are config keys that the sibling does not have.
+    config key of how many it chooses. `dense` is the model type of the dense sibling ("": none), `modules` maps modules
+    of an expert to its modules, `settings` are config keys that the sibling does not have. `alone` is the config key by
+    which the loader divides the shares of the chosen experts by their sum, where it does not do so for one alone.
     """
 
     index: str
@@ -107,6 +108,7 @@ class ExpertSpec:
     dense: str
     modules: Mapping[str, str]
     settings: Mapping[str, Any]
+    alone: str = ""
 
 
 @dataclass(frozen=True)
@@ -428,8 +430,8 @@ def _rules(line: Any) -> list[Rule]:
 def _experts(raw: Any, place: str) -> ExpertSpec | None:
     if raw is None:
         return None
-    keys = [*ExpertSpec.__dataclass_fields__]
-    if not isinstance(raw, Mapping) or sorted(raw) != sorted(keys):
+    keys = [key for key in ExpertSpec.__dataclass_fields__ if key != "alone"]
+    if not isinstance(raw, Mapping) or sorted(raw.keys() - {"alone"}) != sorted(keys):
         raise FamilyError(f"{place}: experts: has the keys {', '.join(keys)}")
     if not isinstance(raw["modules"], Mapping) or not isinstance(raw["settings"], Mapping):
         raise FamilyError(f"{place}: experts: modules and settings are mappings")
@@ -619,7 +621,7 @@ def _on_the_stream(spec: TensorSpec) -> bool:
 
 @cache
 def families() -> Mapping[str, Family]:
-    """All families by name."""
+    """All families of transformers' own classes, by name."""
     found: dict[str, Family] = {}
     folder = files("merganser.architectures").joinpath("families")
     for path in sorted(folder.iterdir(), key=lambda p: p.name):
@@ -630,27 +632,30 @@ def families() -> Mapping[str, Family]:
 
 
 @cache
-def _family_file(model_type: str) -> str | None:
-    """The file whose first lines list a model type, found without parsing all of them."""
-    folder = files("merganser.architectures").joinpath("families")
-    for path in sorted(folder.iterdir(), key=lambda p: p.name):
-        if not path.name.endswith(".yaml"):
-            continue
-        text = path.read_text(encoding="utf-8")
-        listed = re.search(r"^model_types: *\[(.*?)\]", text, re.MULTILINE | re.DOTALL)
-        if listed and model_type in re.split(r"[\s,]+", listed[1].strip()):
-            return path.name
+def _family_file(model_type: str) -> tuple[str, str] | None:
+    """The folder and file whose first lines list a model type, found without parsing all of them.
+
+    `hub_families` has those whose classes are not in transformers but beside the weights on the hub.
+    """
+    for folder in ("families", "hub_families"):
+        for path in sorted(files("merganser.architectures").joinpath(folder).iterdir(), key=lambda p: p.name):
+            if not path.name.endswith(".yaml"):
+                continue
+            text = path.read_text(encoding="utf-8")
+            listed = re.search(r"^model_types: *\[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+            if listed and model_type in re.split(r"[\s,]+", listed[1].strip()):
+                return folder, path.name
     return None
 
 
 @cache
 def family_of(model_type: str) -> Family | None:
     """The family of a config's `model_type`, or None."""
-    name = _family_file(model_type)
-    if name is None:
+    place = _family_file(model_type)
+    if place is None:
         return None
-    text = files("merganser.architectures").joinpath("families", name).read_text(encoding="utf-8")
-    return parse_family(text, name)
+    text = files("merganser.architectures").joinpath(*place).read_text(encoding="utf-8")
+    return parse_family(text, place[-1])
 
 
 def known_model_types() -> Iterable[str]:

@@ -29,6 +29,7 @@ SIZES = {
     "num_local_experts": 2,
     "num_experts": 2,
     "num_experts_per_tok": 1,
+    "pad_token_id": 0,
 }
 
 

@@ -26,6 +26,9 @@ SIZES = {
 DENSE = {
     "mixtral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES)),
     "qwen3_moe": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES)),
+    "flex_olmo": lambda: transformers.Olmo2ForCausalLM(
+        transformers.Olmo2Config(**SIZES, pad_token_id=1, eos_token_id=2)
+    ),
 }
 
 

@@ -10,7 +10,9 @@ import pytest
 from makers import files_of, read_model, same_bytes
 
 import merganser as mg
+from merganser.algebra import axes
 from merganser.errors import MerganserError
+from merganser.methods import get_step
 from merganser.methods.experts.assemble import Expert, mixture
 from merganser.methods.experts.gates import Prompts
 
@@ -34,7 +36,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "olmo2": "Olmo2"}
 IDS = torch.arange(3, 33)[None]
 FOX, DOG, SUN, NOTHING = (
     Prompts(("the fox", "a quick fox")),
@@ -112,7 +114,8 @@ class Block(nn.Module):
 
 # The function ---------------------------------------------------------------------------------------------------------
 
-WAYS = [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen3", "qwen3")]
+WAYS = [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen3", "qwen3"), ("olmo2", "flex")]
+CLASSES = {"mixtral": "MixtralForCausalLM", "qwen3": "Qwen3MoeForCausalLM", "flex": "FlexOlmoForCausalLM"}
 
 
 @pytest.mark.parametrize(("kind", "family"), WAYS)
@@ -122,7 +125,7 @@ def test_experts_that_are_all_the_same_give_the_dense_model(tmp_path, kind, fami
     made = mixture(base, [Expert(base)] * 3, architecture=family, gate_mode="random", per_token=per_token)
     made.save(tmp_path / "moe", sync=False)
     model = opened(tmp_path / "moe")
-    assert type(model).__name__ == {"mixtral": "MixtralForCausalLM", "qwen3": "Qwen3MoeForCausalLM"}[family]
+    assert type(model).__name__ == CLASSES[family]
     assert model.config.num_experts_per_tok == per_token
     assert np.allclose(logits(model), logits(dense_at(base)), atol=1e-5)
 
@@ -133,6 +136,7 @@ def test_experts_that_are_all_the_same_give_the_dense_model(tmp_path, kind, fami
         ("llama", "model.layers.{}.block_sparse_moe.gate.weight"),
         ("mistral", "model.layers.{}.block_sparse_moe.gate.weight"),
         ("qwen3", "model.layers.{}.mlp.gate.weight"),
+        ("olmo2", "model.layers.{}.mlp.gate.weight"),
     ],
 )
 @pytest.mark.parametrize("mode", ["random", "uniform_random", "cheap_embed"])
@@ -230,6 +234,75 @@ def test_deepseek_is_a_llama_with_its_own_blocks(tmp_path, shared):
         model.model.layers[layer].mlp = Block(router * 0, empty, 2, mlp(wide) if shared else None)
     model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=True)
     assert np.allclose(logits(model), logits(expected), atol=1e-4)
+
+
+class DeepseekBlock(nn.Module):
+    """DeepSeek-MoE's blocks by its config.json: one expert's share is not divided, whatever `norm_topk_prob` says."""
+
+    def __init__(self, config, tensors, place):
+        super().__init__()
+        self.config = config
+        self.held = {
+            n.removeprefix(place): torch.tensor(a) for n, a in tensors.items() if n.startswith(place)
+        }
+
+    def forward(self, x):
+        def block(name):
+            gate, up, down = (self.held[f"{name}.{part}_proj.weight"] for part in ("gate", "up", "down"))
+            return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+        k = self.config["num_experts_per_tok"]
+        shares, chosen = (x @ self.held["gate.weight"].T).softmax(-1).topk(k, -1)
+        if k > 1 and self.config["norm_topk_prob"]:
+            shares = shares / shares.sum(-1, keepdim=True)
+        y = block("shared_experts") if "shared_experts.up_proj.weight" in self.held else torch.zeros_like(x)
+        for e in range(self.config["n_routed_experts"]):
+            y = y + (shares * (chosen == e)).sum(-1, keepdim=True) * block(f"experts.{e}")
+        return y
+
+
+def as_deepseek(dense_model, place):
+    """The logits of a DeepSeek MoE on disk, whose blocks stand in a Llama."""
+    config, tensors = json.loads((place / "config.json").read_text()), read_model(place)
+    for layer, block in enumerate(dense_model.model.layers):
+        block.mlp = DeepseekBlock(config, tensors, f"model.layers.{layer}.mlp.")
+    return config, logits(dense_model)
+
+
+@pytest.mark.parametrize("per_token", [1, 2])
+def test_experts_of_deepseek_are_split_taken_and_put_in_another_order(tmp_path, per_token):
+    """DeepSeekMoE's layout out of a mixture: fine experts beside shared ones (Dai et al. 2024, arXiv:2401.06066)."""
+    base, a, b = three("llama", tmp_path)
+    made = mixture(
+        base,
+        [Expert(a), Expert(b), Expert(base)],
+        shared=[Expert(a, residual_scale=0.5)],
+        gate_mode="random",
+        architecture="deepseek",
+        per_token=per_token,
+    )
+    made.save(tmp_path / "moe", sync=False)
+    _, expected = as_deepseek(dense_at(base), tmp_path / "moe")
+    moe = mg.open(tmp_path / "moe")
+    get_step("split_experts").function(moe, parts=3).save(tmp_path / "split", sync=False)
+    config, found = as_deepseek(dense_at(base), tmp_path / "split")
+    assert (config["n_routed_experts"], config["num_experts_per_tok"]) == (9, 3 * per_token)
+    assert (config["moe_intermediate_size"], config["n_shared_experts"]) == (12, 3)
+    assert np.allclose(found, expected, atol=1e-4)
+    axes.permute(moe, "expert", [2, 0, 1]).save(tmp_path / "order", sync=False)
+    assert np.allclose(as_deepseek(dense_at(base), tmp_path / "order")[1], expected, atol=1e-4)
+    axes.take(moe, "expert", [2, 1]).save(tmp_path / "two", sync=False)
+    two = mixture(
+        base,
+        [Expert(base), Expert(b)],
+        shared=[Expert(a, residual_scale=0.5)],
+        gate_mode="random",
+        architecture="deepseek",
+        per_token=per_token,
+    )
+    assert read_model(tmp_path / "two").keys() == {*two}
+    with pytest.raises(MerganserError, match="dense sibling"):
+        get_step("average_experts").function(moe)
 
 
 def test_tensors_that_do_not_change_keep_their_bits(tmp_path):

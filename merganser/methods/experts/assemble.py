@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import numpy as np
 from merganser.algebra import Entry, Expression, Weights
 from merganser.algebra.axes import reading_of
 from merganser.algebra.rearranged import Array, joined
-from merganser.architectures import Axis, Family, NamedTensor, Reading, family_of, parse_family
+from merganser.architectures import Axis, Family, NamedTensor, Reading, family_of
 from merganser.architectures.loader import window_keys
 from merganser.architectures.reading import read_tensors
 from merganser.checkpoint import Checkpoint
@@ -63,7 +61,7 @@ class Target:
     @property
     def family(self) -> Family:
         """How its tensors are called."""
-        found = _deepseek() if self.model_type == "deepseek" else family_of(self.model_type)
+        found = family_of(self.model_type)
         assert found is not None
         return found
 
@@ -93,14 +91,9 @@ TARGETS = (
         biases="qkv",
     ),
     Target("Qwen3 MoE", "qwen3_moe", ("qwen3",), "mlp", _PLAIN, biases="qkvo"),
+    Target("FlexOlmo", "flex_olmo", ("olmo2",), "mlp", _PLAIN, biases="qkvo"),
 )
 """The kinds of mixtures, the first that fits being the default."""
-
-
-@cache
-def _deepseek() -> Family:
-    text = files("merganser.methods.experts").joinpath("deepseek.yaml").read_text(encoding="utf-8")
-    return parse_family(text, "deepseek.yaml")
 
 
 def mixture(
@@ -120,11 +113,12 @@ def mixture(
     y(x) + S(x) (DeepSeek MoE). Experts that are all the same thus give the dense model, whatever the router says. (In
     DeepSeek MoE the share of a single chosen expert is not divided: with per_token 1 it counts as its softmax.)
 
-    architecture: the beginning of Mixtral, DeepSeek MoE, Qwen MoE or Qwen3 MoE in any case; without it the first that
-    fits. Mixtral: llama or mistral models, no shared experts. DeepSeek MoE: llama or mistral, any number of shared
-    experts, joined to one. Qwen MoE: qwen2, llama or mistral, exactly one shared expert, with prompts unless gates are
-    random. Qwen3 MoE: qwen3, no shared experts. All models have one model type, the same layers, residual size and
-    activation, experts also the same number of neurons; the feed-forward blocks of the base are not used.
+    architecture: the beginning of Mixtral, DeepSeek MoE, Qwen MoE, Qwen3 MoE or FlexOlmo in any case; without it the
+    first that fits. Mixtral: llama or mistral models, no shared experts. DeepSeek MoE: llama or mistral, any number of
+    shared experts, joined to one. Qwen MoE: qwen2, llama or mistral, exactly one shared expert, with prompts unless
+    gates are random. Qwen3 MoE: qwen3, no shared experts. FlexOlmo: olmo2, no shared experts. All models have one model
+    type, the same layers, residual size and activation, experts also the same number of neurons; the feed-forward
+    blocks of the base are not used.
 
     gate_mode: hidden (default), hidden_avg, hidden_last, cheap_embed (see `prompt_rows`), random or uniform_random (see
     `random_rows`). per_token: 1 to the number of experts (default 2). seed: a whole number, for random gates and noise.
@@ -429,6 +423,8 @@ def _config(
     config |= _attention(target, dense)
     if target.model_type == "mixtral":
         config |= {"num_local_experts": experts, "intermediate_size": neurons, "router_jitter_noise": 0.0}
+    elif target.model_type == "flex_olmo":
+        config |= {"num_experts": experts, "intermediate_size": neurons, "norm_topk_prob": True}
     elif target.model_type == "deepseek":
         config |= {
             "n_routed_experts": experts,

@@ -121,7 +121,7 @@ def average_experts(weights: Weights, *, scale: float | None = None) -> Weights:
         raise RequestError(f"average_experts: scale must be above 0, not {scale}")
     moe = reading_of(weights)
     spec = moe.family.experts
-    if spec is None:
+    if spec is None or not spec.dense:
         raise moe.refused("average_experts: this family's file names no dense sibling (experts:)")
     target = family_of(spec.dense)
     if target is None:
@@ -207,13 +207,15 @@ def split_experts(weights: Weights, *, parts: int = 2) -> Weights:
     now = reading_of(grown)
     chosen = int(now.config.get(spec.per_token, 1)) * parts
     config = with_key(now.config, spec.per_token, chosen)
+    if spec.alone and chosen == parts:
+        config = with_key(config, spec.alone, False)  # the one expert's share was not divided either
     return grown._with(
         {n: grown.entry(n) for n in grown}, reading=now.resized(now.sizes, now.tensors, config)
     )
 
 
 def _target(kind: str, name: str, wanted: str | None) -> Family:
-    known = {f.name: f for f in families().values() if f.experts is not None}
+    known = {f.name: f for f in families().values() if f.experts is not None and f.experts.dense}
     if wanted is not None:
         if wanted not in known:
             raise RequestError(
