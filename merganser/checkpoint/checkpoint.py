@@ -20,6 +20,7 @@ from merganser.checkpoint.belongings import (
     module_folders,
     sort_out,
 )
+from merganser.checkpoint.card import MOST, licence_in
 from merganser.checkpoint.directory import check_alone, choose, kept_stem
 from merganser.checkpoint.encodings import Encoding, detect
 from merganser.checkpoint.encodings.detect import CONFIG_FILES
@@ -125,6 +126,16 @@ class Checkpoint:
         home = self.directory
         places = [(name, self.place(name)) for name in self.belongings.small if home]
         return [Path(name) for name, path in places if not layout.leads_out(path) and path.is_file()]
+
+    @cached_property
+    def licence(self) -> str | None:
+        """What the head of the model card beside the weights states; None without a card on this machine."""
+        if self.directory is None or not (path := self.directory / "README.md").is_file():
+            return None
+        if layout.leads_out(path):
+            return None
+        with path.open("rb") as file:
+            return licence_in(file.read(MOST).decode(errors="replace"))
 
     def place(self, name: str) -> Path:
         """Where a file below the directory lies; what lies on the hub is downloaded first."""

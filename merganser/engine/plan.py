@@ -239,7 +239,13 @@ def plan_weights(
         _unused(weights.checkpoints, stages),
         _forms(outputs),
         files,
-        (*weights.notes, *notes, *_precision_note(weights, dtype, precisions), *_float8_note(outputs)),
+        (
+            *weights.notes,
+            *notes,
+            *_precision_note(weights, dtype, precisions),
+            *_float8_note(outputs),
+            *_licence_note(weights),
+        ),
         weights.stem,
     )
 
@@ -400,6 +406,24 @@ def _precision_note(
             "written in": f"{own.torch_name}, as {weights.origin.name} is stored",
             "stored otherwise": others,
             "set by": "dtype in the recipe (dtype= in Python)",
+        }
+    ]
+
+
+def _licence_note(weights: Weights) -> list[dict[str, Any]]:
+    """The licences of the parents' cards, where they state different ones; the result takes over only one card."""
+    if weights.origin is None or weights.stem != "model":
+        return []
+    stated = {
+        one.name: one.licence for one in (weights.origin, *weights.checkpoints) if one.licence is not None
+    }
+    if len(set(stated.values())) < 2:
+        return []
+    return [
+        {
+            "step": "licences",
+            "stated": stated,
+            "to do": f"the card of the result is that of {weights.origin.name}: state in it what all of them allow",
         }
     ]
 
