@@ -69,7 +69,10 @@ def compare(a: Weights, b: Weights, progress: Progress | None = None) -> dict[st
     """The document that --json prints. Float tensors are read once each, others by their digest."""
     from merganser import compute_scalars
     from merganser.algebra.labelled import in_label_order, label_order, other_rows
+    from merganser.engine.companions import check_filled
     from merganser.errors import RequestError
+
+    check_filled((*a.checkpoints, *b.checkpoints))
 
     if (a.origin is None) != (b.origin is None):
         adapter, model = (a, b) if a.origin is None else (b, a)

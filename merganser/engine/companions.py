@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from merganser.algebra import Weights
@@ -27,28 +27,35 @@ def small_files_of(origin: Checkpoint | None, changed: Mapping[str, bytes | None
     return files | {name: content for name, content in changed.items() if content is not None}
 
 
-def check_contents(weights: Weights) -> None:
-    """Raise `CheckpointError` for a parent that is a model, whose tensors are empty or contradict its config.json.
-
-    What merganser itself sealed was looked at when it was made.
-    """
-    for one in weights.checkpoints:
-        if one.is_adapter or one.format == "signs" or one.factors is not None or one.encoding is not None:
-            continue
-        if one.degree != 1.0 or one.sealed:
-            continue
-        empty = [
-            name for name, tensor in one.tensors.items() if tensor.shape == (0,) and tensor.dtype.is_float
-        ]
-        if empty and (one.config is not None or len(empty) * 2 > len(one.tensors)):
+def check_filled(checkpoints: Iterable[Checkpoint]) -> None:
+    """Raise `CheckpointError` for a parent that is a model whose tensors are empty: they were never gathered."""
+    for one in _models(checkpoints):
+        empty = [name for name, tensor in one.tensors.items() if 0 in tensor.shape and tensor.dtype.is_float]
+        stubs = len(empty) > 1 or any(one.tensors[name].shape == (0,) for name in empty)
+        if (stubs and one.config is not None) or len(empty) * 2 > len(one.tensors):
             raise CheckpointError(
                 f"{one.name}: {len(empty)} tensors hold nothing, {empty[0]!r} first: {NOT_GATHERED}"
             )
+
+
+def check_contents(weights: Weights) -> None:
+    """Raise `CheckpointError` for a parent that is a model, whose tensors are empty or contradict its config.json."""
+    for one in _models(weights.checkpoints):
+        check_filled([one])
         if (why := contradiction(one)) is not None:
             raise CheckpointError(
                 f"{one.name}: {why}. config.json and the weights contradict each other, so the model does not load or "
                 "is filled up with random numbers. Download or copy the model again, or mend config.json"
             )
+
+
+def _models(checkpoints: Iterable[Checkpoint]) -> Iterator[Checkpoint]:
+    """The models in plain numbers; what merganser itself sealed was looked at when it was made."""
+    for one in checkpoints:
+        if one.is_adapter or one.format == "signs" or one.factors is not None or one.encoding is not None:
+            continue
+        if one.degree == 1.0 and not one.sealed:
+            yield one
 
 
 def parts_of(weights: Weights, degree: float) -> list[str]:

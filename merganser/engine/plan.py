@@ -25,6 +25,7 @@ from merganser.algebra.weights import need_numbers
 from merganser.architectures.ties import aliases
 from merganser.checkpoint import Checkpoint, DType, StoredFile, StoredTensor
 from merganser.checkpoint.dtypes import F32, F64
+from merganser.engine.companions import check_filled
 from merganser.engine.program import Bindings, Program, build
 from merganser.errors import AlgebraError, RequestError, listing
 
@@ -254,6 +255,7 @@ def plan_scalars(targets: Mapping[str, Sequence[Expression]], checkpoints: Itera
     """The plan that computes scalar expressions (norms, counts, dot products) and writes nothing."""
     checkpoints = tuple(checkpoints)
     need_numbers(checkpoints)
+    check_filled(checkpoints)
     stages = _stages([(name, None, tuple(expressions)) for name, expressions in targets.items()])
     return Plan(stages, (), checkpoints, None, {}, {}, {})
 

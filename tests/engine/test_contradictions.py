@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def test_weights_that_were_not_gathered(tmp_path: Path, shape: tuple[int, ...]) 
     for weights in (mg.open(model), mg.open(other).override(mg.open(model).select("*.intermediate.*"))):
         with pytest.raises(CheckpointError, match=r"(hold nothing|it is empty).*zero_to_fp32\.py"):
             weights.save(tmp_path / "out")
+    twin = tmp_path / "twin"
+    shutil.copytree(model, twin)
+    for command in ("diff", "diagnose"):  # two that are empty are not equal
+        assert run([command, str(model), str(twin)]) == 1
     bare = write_file(tmp_path / "bare.safetensors", {n: np.zeros(0, np.float32) for n in "abc"})
     with pytest.raises(CheckpointError, match=r"3 tensors hold nothing"):
         mg.open(bare).save(tmp_path / "out")
