@@ -159,6 +159,15 @@ def search_into(
         "best": found.best.score.fitness,
         "tasks": dict(found.best.score.tasks),
     }
+    if found.best.test is not None:
+        provenance |= {"test": found.best.test.fitness, "test tasks": dict(found.best.test.tasks)}
+    if found.baselines:
+        provenance["baselines"] = {
+            one.name: one.score.fitness
+            if one.test is None
+            else {"search": one.score.fitness, "test": one.test.fitness}
+            for one in found.baselines
+        }
     write_recipe(out, found.documents, provenance, source=space.directory, overwrite=overwrite)
     return found
 

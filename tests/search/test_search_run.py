@@ -154,6 +154,23 @@ def test_baselines_stand_beside(place: Path) -> None:
     assert found.best.test.fitness == pytest.approx(-(x**2) - (y - 1) ** 2, rel=1e-5)
 
 
+def test_the_recipe_says_what_it_scored_on_data_that_did_not_choose_it(place: Path) -> None:
+    found = search_into(
+        written(place, arithmetic(OPEN, OPEN)),
+        near(0.5, 1.0),
+        place / "best.yaml",
+        evaluations=12,
+        baseline=True,
+        test=near(0.0, 1.0),
+    )
+    head = [line[2:] for line in (place / "best.yaml").read_text().splitlines() if line.startswith("# ")]
+    told = yaml.safe_load("\n".join(head))
+    assert found.best.test is not None
+    assert (told["best"], told["test"]) == (found.best.score.fitness, found.best.test.fitness)
+    assert told["baselines"]["parent b"] == {"search": -0.25, "test": 0.0}
+    assert list(told["baselines"]) == [one.name for one in found.baselines]
+
+
 def test_a_merge_that_fails_is_worth_nothing(place: Path) -> None:
     def fitness(weights) -> float:
         return math.nan if float(weights.compute("net.0.x")[0]) > 0.5 else 1.0
