@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from merganser.architectures.meaning import Difference, allowed, differences
+from merganser.architectures.meaning import TOKENIZER_KEY, Difference, allowed, differences
 from merganser.errors import AlgebraError, MerganserError, listing
 
 if TYPE_CHECKING:
@@ -23,14 +23,28 @@ def config_of(weights: Weights) -> Mapping[str, Any] | None:
 
 
 def contradictions(first: Weights, second: Weights, besides: Collection[str] = ()) -> list[Difference]:
-    """Keys by which the configs of two weights give tensors another meaning, but for `besides` and allowed ones."""
-    if first.origin is second.origin and first.reading is second.reading:
+    """Keys by which the configs of two weights give tensors another meaning, but for `besides` and allowed ones.
+
+    Tokenizers that give rows which both have to other tokens are one of them, called `tokenizer`.
+    """
+    if first.origin is second.origin and first.reading is second.reading and first.files == second.files:
         return []
     own, other = config_of(first), config_of(second)
     if own is None or other is None:
         return []
     allow = first.allowed | second.allowed
-    return [one for one in differences(own, other) if one.key not in besides and not allowed(one.key, allow)]
+
+    def counts(key: str) -> bool:
+        return key not in besides and not allowed(key, allow)
+
+    found = [one for one in differences(own, other) if counts(one.key)]
+    if counts(TOKENIZER_KEY):
+        from merganser.algebra.tokens import other_tokens  # it brings what reads tokenizers along
+
+        tokens = other_tokens(first, second)
+        if tokens is not None:
+            found.append(tokens)
+    return found
 
 
 def check_agreement(parts: Iterable[Weights], besides: Collection[str] = ()) -> None:
@@ -39,8 +53,14 @@ def check_agreement(parts: Iterable[Weights], besides: Collection[str] = ()) -> 
     for other in known[1:]:
         if found := contradictions(known[0], other, besides):
             keys = [one.key for one in found]
+            way = ""
+            if TOKENIZER_KEY in keys:
+                way = (
+                    " To merge rows token by token, merge in a recipe with `tokenizer_source: union` (or base), or "
+                    "give both one vocabulary first: `merganser reshape` with union_tokenizers or transplant_tokenizer."
+                )
             raise AlgebraError(
-                f"{in_words(found, known[0].label, other.label)}, so their tensors do not mean the same. If this "
+                f"{in_words(found, known[0].label, other.label)}, so their tensors do not mean the same.{way} If this "
                 f"is meant, allow it: .allow({', '.join(map(repr, keys))}) on {other.label!r}; in a recipe "
                 f"allow: [{', '.join(keys)}], for soup --allow {' --allow '.join(keys)}"
             )

@@ -21,6 +21,8 @@ import yaml
 from merganser.errors import did_you_mean
 
 ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+TOKENIZER_KEY = "tokenizer"
+"""What it is called where two tokenizers number tokens otherwise: no key of a config, but allowed as these are."""
 _OWN_LENGTH = ("llama3", "yarn", "longrope")
 
 
@@ -63,7 +65,7 @@ def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_keys(keys: Iterable[str]) -> str | None:
     """What is wrong with a list of keys that may differ, or None: a key that no config has is a slip."""
-    known = _known()
+    known = _known() | {TOKENIZER_KEY}
     for key in keys:
         word = key.rpartition(".")[2]
         if key not in known and word not in known and key.split(".")[0] not in known:

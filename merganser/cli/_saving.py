@@ -159,6 +159,9 @@ def write(
     from merganser.cli import _proof
 
     limit, shard = _sizes(saving)
+    for note in weights.notes:
+        if "warning" in note:
+            console.warn(str(note["warning"]))
     try:
         with console.progress(not saving.quiet and not saving.as_json, doing) as progress:
             report = save(
@@ -193,7 +196,7 @@ def write(
             f"({console.size(moved / max(report.seconds, 1e-9))}/s, peak memory {console.size(report.peak_memory)})"
         )
         for note in report.notes:
-            console.say(note_line(note))
+            console.say(note_line({key: value for key, value in note.items() if key != "warning"}))
         if checked:
             console.say(_proof.checked(checked))
         if proof:

@@ -111,6 +111,11 @@ def say(text: str = "") -> None:
     print(clean(text))
 
 
+def warn(text: str) -> None:
+    """What a user should not miss, on standard error."""
+    print(clean(f"warning: {text}"), file=sys.stderr)
+
+
 def print_json(document: Any) -> None:
     """One JSON document. Numbers that JSON lacks (NaN, Inf) become text."""
     print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))

@@ -24,6 +24,7 @@ from merganser.algebra.operations import OPERATIONS
 from merganser.algebra.prefixes import aligned, under_names
 from merganser.algebra.ties import levelled
 from merganser.algebra.weights import need_numbers
+from merganser.architectures.meaning import TOKENIZER_KEY
 from merganser.checkpoint import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean, listing
 from merganser.methods import Parameter, Step
@@ -77,8 +78,14 @@ def joinable(recipe: Recipe, models: Sequence[Weights]) -> tuple[list[Weights], 
         recipe.merged[0] if recipe.base is None else recipe.base,
         recipe.allow,
         mergekit=recipe.mergekit,
+        besides={TOKENIZER_KEY} if _arranged(recipe) else (),  # rows of the same tokens will meet
         place=recipe.source,
     )
+
+
+def _arranged(recipe: Recipe) -> bool:
+    """Whether the recipe brings the models' rows of the same tokens together."""
+    return recipe.vocabulary is not None and recipe.vocabulary.source is not None
 
 
 class _Kitchen:
@@ -241,6 +248,11 @@ class _Merge:
             self.opened, files = merge_vocabularies(
                 recipe.vocabulary, self.opened, recipe.base, merged=recipe.merged
             )
+            if _arranged(recipe):  # all have the result's tokenizer now
+                joined = {*recipe.merged, *([] if recipe.base is None else [recipe.base])}
+                self.opened = [
+                    model.with_files(files) if k in joined else model for k, model in enumerate(self.opened)
+                ]
         self._line_up()
         parts = [self._part(part) for part in recipe.parts]
         weights = parts[0][1] if recipe.parts[0].name is None else self._modules(parts)

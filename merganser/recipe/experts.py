@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from merganser.algebra import Weights
+from merganser.algebra.agreement import config_of
 from merganser.checkpoint.dtypes import parse_dtype
 from merganser.errors import AlgebraError, RequestError, did_you_mean
-from merganser.methods.experts.assemble import TARGETS, Expert, mixture
+from merganser.methods.experts.assemble import NOT_OF_EXPERTS, TARGETS, Expert, mixture
 from merganser.methods.experts.gates import MODES, RANDOM, Prompts
+from merganser.recipe.agreement import agreed, read_allow
 from merganser.recipe.reference import Reference, read_reference
 from merganser.recipe.settings import shown
 
@@ -24,6 +26,7 @@ KEYS = (
     "experts_per_token",
     "architecture",
     "dtype",
+    "allow",
 )
 EXPERT_KEYS = ("source_model", "positive_prompts", "negative_prompts", "residual_scale", "noise_scale")
 OpenModel = Callable[[Any, str], Weights]
@@ -86,6 +89,7 @@ class Mixture:
     dtype: str | None
     directory: Path | None
     source: str
+    allow: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[Named, ...]:
@@ -116,6 +120,7 @@ class Mixture:
             "experts": [entry.canonical for entry in self.experts],
             "shared_experts": [entry.canonical for entry in self.shared],
             "dtype": self.dtype,
+            **({"allow": list(self.allow)} if self.allow else {}),
         }
 
 
@@ -140,12 +145,25 @@ def build_mixture(found: Mixture, open_model: OpenModel, *, seed: int) -> Weight
     recipe's name before it.
     """
     opened = {named.reference.identity: open_model(named.raw, named.place) for named in found.models}
+    models, differ = list(opened.values()), None
+    kinds = {str((config_of(model) or {}).get("model_type")) for model in models}
+    if len(kinds) == 1:  # of others there is no mixture, whatever is allowed
+        models, differ = agreed(
+            models,
+            range(1, len(models)),
+            0,
+            found.allow,
+            mergekit=True,
+            besides=NOT_OF_EXPERTS,
+            place=found.source,
+        )
+        opened = dict(zip(opened, models, strict=True))
 
     def expert(entry: ExpertEntry) -> Expert:
         return entry.opened(opened[entry.model.reference.identity])
 
     try:
-        return mixture(
+        made = mixture(
             opened[found.base.reference.identity],
             [expert(entry) for entry in found.experts],
             shared=[expert(entry) for entry in found.shared],
@@ -156,6 +174,7 @@ def build_mixture(found: Mixture, open_model: OpenModel, *, seed: int) -> Weight
         )
     except (RequestError, AlgebraError) as error:
         raise type(error)(f"{found.source}: {error}") from error
+    return made if differ is None else made.with_note(differ)
 
 
 class _Reader:
@@ -177,6 +196,7 @@ class _Reader:
             dtype=self.dtype(),
             directory=self.directory,
             source=self.source,
+            allow=read_allow(self.raw.get("allow"), f"{self.source}: allow"),
         )
         if not found.experts:
             raise self.error("experts", "there must be one or more")

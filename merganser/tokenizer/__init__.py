@@ -9,7 +9,7 @@ from merganser.tokenizer.document import Tokenizer
 from merganser.tokenizer.library import count, encode_texts, load, same_ids, texts_of
 from merganser.tokenizer.scripts import in_scripts, ranges_of
 from merganser.tokenizer.spelling import Spelling
-from merganser.tokenizer.together import read_tokenizer
+from merganser.tokenizer.together import read_tokenizer, token_ids
 
 __all__ = [
     "Followed",
@@ -27,4 +27,5 @@ __all__ = [
     "read_tokenizer",
     "same_ids",
     "texts_of",
+    "token_ids",
 ]

@@ -16,6 +16,10 @@ from merganser.tokenizer.companions import ROLES, TOKENIZER, json_of, told_parts
 from merganser.tokenizer.document import Tokenizer
 
 CONFIG, ADDED = "tokenizer_config.json", "added_tokens.json"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm")
+"""What files of SentencePiece are called."""
+WITH_IDS = (TOKENIZER, "vocab.json", "vocab.txt")
+"""Files that give tokens ids, the one that counts first."""
 _FLAGS = ("single_word", "lstrip", "rstrip")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
@@ -28,8 +32,11 @@ def read_tokenizer(files: Mapping[str, bytes], label: str, rows: int | None = No
     ones, as far as the model has rows for them (`rows`). Raises `CheckpointError` where a file gives a token another id
     than transformers does, or is malformed.
     """
-    source = f"{label}/{TOKENIZER}"
-    found = Tokenizer.parse(files[TOKENIZER], source)
+    return _completed(Tokenizer.parse(files[TOKENIZER], f"{label}/{TOKENIZER}"), files, label, rows)
+
+
+def _completed(found: Tokenizer, files: Mapping[str, bytes], label: str, rows: int | None) -> Tokenizer:
+    """The tokenizer with the tokens that other files than tokenizer.json name."""
     settings = json_of(files, CONFIG, label)
     added = {token["content"]: dict(token) for token in found.added}
     known, late = dict(found.ids), []
@@ -63,6 +70,73 @@ def read_tokenizer(files: Mapping[str, bytes], label: str, rows: int | None = No
     made = replace(found, added=tuple(added.values()), late=tuple(late))
     made.check()
     return made
+
+
+def token_ids(files: Mapping[str, bytes], label: str, rows: int) -> dict[str, int] | None:
+    """The ids below `rows` by token, to compare two models by; None where these files do not say them.
+
+    Of tokenizer.json only what has ids is read, so that a kind that is not worked with (or a file that is not whole)
+    can be compared as well; models without that file have vocab.json, vocab.txt or a SentencePiece file. Numbers of
+    the latter are compared with such numbers only.
+    """
+    try:
+        if TOKENIZER in files:
+            document = json_of(files, TOKENIZER, label)
+            vocab = document["model"]["vocab"]
+            if isinstance(vocab, list):
+                vocab = {piece[0]: k for k, piece in enumerate(vocab)}
+            added = tuple(document.get("added_tokens") or ())
+        elif "vocab.json" in files:
+            vocab, added = json_of(files, "vocab.json", label), ()
+        elif "vocab.txt" in files:
+            lines = files["vocab.txt"].decode().split("\n")
+            vocab = {line.rstrip("\r"): k for k, line in enumerate(lines) if line or k + 1 < len(lines)}
+            added = ()
+        else:
+            ids = _pieces(files)
+            ids |= {
+                token: id_
+                for _, token, id_, _ in _declared(files, json_of(files, CONFIG, label), label)
+                if id_ is not None
+            }
+            return {token: id_ for token, id_ in ids.items() if 0 <= id_ < rows} or None
+        if not all(type(id_) is int for id_ in vocab.values()):
+            return None
+        plain = Tokenizer("", vocab, {}, (), added, {}, f"{label}/{TOKENIZER}")
+        ids = _completed(plain, files, label, rows).ids
+    except (CheckpointError, LookupError, TypeError, AttributeError, UnicodeDecodeError):
+        return None  # what reads it for its own sake says what is wrong
+    return {token: id_ for token, id_ in ids.items() if 0 <= id_ < rows}
+
+
+def _pieces(files: Mapping[str, bytes]) -> dict[str, int]:
+    """The pieces of a SentencePiece file by their number there (loaders may add an offset to it, the same to all)."""
+    raw = next((files[name] for name in SENTENCEPIECE if name in files), b"")
+    found: dict[str, int] = {}
+    at = 0
+    while at < len(raw):  # a message of protobuf: field 1, repeated, is a piece, whose field 1 is its text
+        key, at = _varint(raw, at)
+        if key & 7 != 2:
+            at = _varint(raw, at)[1] if key & 7 == 0 else at + {1: 8, 5: 4}[key & 7]
+            continue
+        size, at = _varint(raw, at)
+        if key == 10 and raw[at] == 10:
+            length, start = _varint(raw, at + 1)
+            found[raw[start : start + length].decode()] = len(found)
+        at += size
+    return found
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """A number of protobuf, and where it ends."""
+    value, shift = 0, 0
+    while True:
+        byte = raw[at]
+        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise LookupError("no number of protobuf")
 
 
 def _declared(

@@ -556,7 +556,10 @@ def test_models_that_do_not_fit_each_other(tmp_path):
         "neurons are 36 in 'a' and 40": {"intermediate_size": 40},
         "residual is 24 in 'base' and 36": {"hidden_size": 36, "head_dim": 4},
         "layer is 2 in 'base' and 3": {"num_hidden_layers": 3},
-        "activation is silu in 'base' and gelu": {"hidden_act": "gelu"},
+        r"hidden_act is silu in 'base' and gelu .*\.allow\('hidden_act'\)": {"hidden_act": "gelu"},
+        "rope_theta is 10000.0 in 'base' and 500": {"rope_theta": 5e5},
+        "rms_norm_eps is 1e-06 in 'base' and": {"rms_norm_eps": 1e-3},
+        "head_dim is 4 in 'base' and 6": {"head_dim": 6},
         "have biases, experts have none": {"mlp_bias": True},
     }
     for k, (match, more) in enumerate(other.items()):
@@ -570,7 +573,7 @@ def test_models_that_do_not_fit_each_other(tmp_path):
     assert "model.layers.0.self_attn.o_proj.bias" in read_model(tmp_path / "moe")
     odd_heads = stored("llama", tmp_path / "heads", head_dim=6)
     with pytest.raises(MerganserError, match="residual / heads"):
-        mixture(odd_heads, experts, gate_mode="random", architecture="deepseek")
+        mixture(odd_heads, [Expert(odd_heads)] * 2, gate_mode="random", architecture="deepseek")
     mixed = stored(
         "qwen3", tmp_path / "mixed", sliding_window=4, use_sliding_window=True, max_window_layers=1
     )

@@ -242,3 +242,49 @@ def test_the_page_with_prompts_builds(models):
                 tiny_llama(models / model.path, 7)
         weights, fields = recipe.build(found)
         mg.explain(weights, **fields)
+
+
+OTHER = """base_model: base
+gate_mode: uniform_random
+experts:
+- source_model: math
+- source_model: code
+"""
+
+
+def changed(place, **keys):
+    (place / "config.json").write_text(json.dumps(CONFIG | keys))
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 2e6}, {"rms_norm_eps": 0.01}])
+def test_an_expert_that_may_be_meant_is_named(models, change):
+    changed(models / "code", **change)
+    (key,) = change
+    (base,) = recipe.build(recipe.load(OTHER))[0].notes[-1:]
+    assert base["step"] == "parents differ"
+    assert base["in config.json"][0].startswith(f"{key} is ")
+    assert "in 'code'" in base["in config.json"][0]
+    weights, fields = recipe.build(recipe.load(f"{OTHER}allow: {key}\n"))
+    assert weights.notes[-1] == base
+    assert fields["recipe"]["allow"] == [key]
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"num_attention_heads": 4}])
+def test_an_expert_that_cannot_be_meant_is_refused_and_the_way_out_works(models, change):
+    changed(models / "math", **change)
+    with pytest.raises(RequestError, match=r"in 'base' and .* in 'math'.* write allow: \[(.*)\]") as told:
+        recipe.build(recipe.load(OTHER))
+    wanted = re.search(r"allow: \[.*\]", str(told.value))[0]
+    assert next(iter(change)) in wanted
+    recipe.build(recipe.load(f"{OTHER}{wanted}\n"))[0].save(models / "out", sync=False)
+    assert json.loads((models / "out" / "config.json").read_text())["num_attention_heads"] == 2
+
+
+def test_experts_with_other_tokens_and_models_of_other_types(models):
+    (models / "code" / "tokenizer.json").write_text(tiny_tokenizers.byte_level(400).to_str())
+    assert all(note["step"] != "parents differ" for note in recipe.build(recipe.load(OTHER))[0].notes)
+    changed(models / "code", model_type="mistral", num_key_value_heads=2, rope_theta=7.0)
+    with pytest.raises(RequestError, match=r"one model type, and here .* is llama, .* is mistral"):
+        recipe.build(recipe.load(OTHER))
+    with pytest.raises(RequestError, match="no loader has a key 'rope_thata'"):
+        recipe.load(f"{OTHER}allow: [rope_thata]\n")

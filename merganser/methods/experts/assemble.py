@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from merganser.algebra import Entry, Expression, Weights
+from merganser.algebra.agreement import check_agreement
 from merganser.algebra.axes import reading_of
 from merganser.algebra.rearranged import Array, joined
 from merganser.architectures import Axis, Family, NamedTensor, Reading, family_of
@@ -23,6 +24,8 @@ MLP = "layers.{layer}.mlp."
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 BUFFER = "rotary_emb.inv_freq"
 NO_PROMPTS = Prompts()
+NOT_OF_EXPERTS = frozenset({"tokenizer"})
+"""In what models may differ whose feed-forward blocks are all that is taken of them: no row of a token is."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,9 @@ def mixture(
     first that fits. Mixtral: llama or mistral models, no shared experts. DeepSeek MoE: llama or mistral, any number of
     shared experts, joined to one. Qwen MoE: qwen2, llama or mistral, exactly one shared expert, with prompts unless
     gates are random. Qwen3 MoE: qwen3, no shared experts. FlexOlmo: olmo2, no shared experts. All models have one model
-    type, the same layers, residual size and activation, experts also the same number of neurons; the feed-forward
-    blocks of the base are not used.
+    type, the same layers and residual size, experts also the same number of neurons; the feed-forward blocks of the
+    base are not used. Configs that contradict the base's (activation, rotary base, epsilon, heads ...) are refused
+    unless allowed (`Weights.allow`): an expert gets what the base's attention writes.
 
     gate_mode: hidden (default), hidden_avg, hidden_last, cheap_embed (see `prompt_rows`), random or uniform_random (see
     `random_rows`). per_token: 1 to the number of experts (default 2). seed: a whole number, for random gates and noise.
@@ -132,6 +136,8 @@ def mixture(
     readings = [_dense(model) for model in models]
     target = _chosen(readings, shared, architecture, gate_mode)
     _check_alike(models, readings, len(experts))
+    for model in models[1:]:
+        check_agreement((base, model), NOT_OF_EXPERTS)
     dense, own, others = readings[0], readings[1 : 1 + len(experts)], readings[1 + len(experts) :]
     neurons, wide = _neurons(own[0]), sum(map(_neurons, others))
     if target.model_type == "deepseek" and wide % neurons:
@@ -323,11 +329,10 @@ def _unfit(target: Target, kind: str, shared: Sequence[Expert], gate_mode: str) 
 
 
 def _check_alike(models: Sequence[Weights], readings: Sequence[Reading], count: int) -> None:
-    """Raise `AlgebraError` where layers, residual sizes, activations or the neurons of experts differ."""
+    """Raise `AlgebraError` where layers, residual sizes or the neurons of experts differ."""
 
     def facts(reading: Reading) -> dict[str, Any]:
-        found = {axis: reading.sizes[Axis(axis)] for axis in ("layer", "residual")}
-        return {**found, "activation": reading.config.get("hidden_act", "silu")}
+        return {axis: reading.sizes[Axis(axis)] for axis in ("layer", "residual")}
 
     for k, (model, reading) in enumerate(zip(models, readings, strict=True)):
         for what, value in facts(reading).items():
