@@ -23,6 +23,7 @@ from merganser.algebra.live import onto
 from merganser.algebra.prefixes import told
 from merganser.algebra.selection import Coefficient, Pattern, coefficients, is_number, matching
 from merganser.algebra.ties import levelled
+from merganser.algebra.trained_on import adapters_in, named_base
 from merganser.architectures.meaning import check_keys
 from merganser.architectures.ties import aliases
 from merganser.checkpoint import Checkpoint
@@ -667,9 +668,16 @@ def _same_bits(name: str, a: Weights, b: Weights, x: Expression, y: Expression) 
 def _same_shape(name: str, a: Weights, b: Weights, x: Expression, y: Expression) -> None:
     if x.is_scalar or y.is_scalar or x.shape == y.shape:
         return
+    other = next((one for one in (a, b) if adapters_in(one)), None)
+    base = None if other is None else named_base(other)
+    hint = (
+        f". {other.label!r} was trained on a model of other sizes{f' ({base})' if base else ''}: add it to that one"
+        if other is not None
+        else ""
+    )
     raise AlgebraError(
         f"tensor {name!r} has shape {list(x.shape)} in {a.label!r} and {list(y.shape)} in {b.label!r}; "
-        "element by element they cannot be combined"
+        f"element by element they cannot be combined{hint}"
     )
 
 

@@ -44,7 +44,7 @@ def agreed(
     refused, named, by_place, keys = [], [], [], set(allow)
     for k in merged:
         for one in contradictions(base, models[k], besides):
-            told = in_words([one], base.label, models[k].label)
+            told = in_words([one], base, models[k])
             if allowed(one.key, allow) or (mergekit and not one.broken):
                 named.append(told)
                 if one.key == TOKENIZER_KEY and not allowed(one.key, allow):

@@ -33,7 +33,14 @@ from merganser.methods.registry import OF_INPUTS
 from merganser.recipe.agreement import agreed
 from merganser.recipe.experts import Mixture, build_mixture
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source, StepCall
-from merganser.recipe.lacking import extras, fits_for_the_most_part, refuse_extras, without_extras
+from merganser.recipe.lacking import (
+    extras,
+    fits_for_the_most_part,
+    is_vector,
+    refuse_extras,
+    refuse_targets,
+    without_extras,
+)
 from merganser.recipe.mismatch import Conformed, conform, deeper, misfits
 from merganser.recipe.reference import Reference, read_reference
 from merganser.recipe.settings import Setting
@@ -122,7 +129,7 @@ class _Kitchen:
             while label in self.labels.values():
                 label, number = f"{reference.short}#{number}", number + 1
             self.labels[reference.identity] = label
-        return self._opened(reference, self.labels[reference.identity], mixture.directory)
+        return self._opened(reference, self.labels[reference.identity], mixture.directory, mixture.allow)
 
     def open(self, model: Model, recipe: Recipe) -> Weights:
         """A model of a recipe: another document, or what lies at a path, with its LoRA added."""
@@ -130,7 +137,7 @@ class _Kitchen:
         document = recipe.documents.get(reference.path)
         if document is None:
             try:
-                return self._opened(reference, model.label, recipe.directory)
+                return self._opened(reference, model.label, recipe.directory, recipe.allow)
             except RequestError as error:
                 word = did_you_mean(reference.path, ("union", "base")) if "tokenizer" in model.place else ""
                 raise type(error)(f"{model.place}: {error}{word}") from error
@@ -143,9 +150,10 @@ class _Kitchen:
         )
         if reference.lora is None:
             return weights
-        return _with_lora(weights, self._opened(reference.lora, f"{model.label}/lora", recipe.directory))
+        adapter = self._opened(reference.lora, f"{model.label}/lora", recipe.directory)
+        return _with_lora(weights, adapter, recipe.allow)
 
-    def _opened(self, reference: Reference, label: str, directory: Any) -> Weights:
+    def _opened(self, reference: Reference, label: str, directory: Any, allow: Sequence[str] = ()) -> Weights:
         path = reference.path if reference.revision is None else f"{reference.path}@{reference.revision}"
         # Parents need names of their own: the manifest's digests go by them.
         own = label if reference.lora is None else f"{label}/model"
@@ -153,19 +161,21 @@ class _Kitchen:
         if reference.lora is None:
             return weights
         adapter = self._opened(reference.lora, f"{label}/lora", directory)
-        return _with_lora(weights, adapter).relabel(label)
+        return _with_lora(weights, adapter, allow).relabel(label)
 
     def open_path(self, path: str, recipe: Recipe) -> Weights:
         """A model that a step names."""
         return open_weights(path, allow_pickle=self.allow_pickle, relative_to=recipe.directory)
 
 
-def _with_lora(model: Weights, adapter: Weights) -> Weights:
+def _with_lora(model: Weights, adapter: Weights, allow: Sequence[str]) -> Weights:
     if abs(adapter.degree) > 1e-6:
         raise RequestError(
             f"{adapter.label!r} is a model, not a LoRA adapter that can be added to {model.label!r}"
         )
-    return (model + adapter).relabel(model.label)
+    free = adapter._with({name: adapter.entry(name) for name in adapter}, allowed=frozenset(allow))
+    made = (model + free).relabel(model.label)
+    return made._with({name: made.entry(name) for name in made}, allowed=model.allowed)
 
 
 def as_saved(weights: Weights, dtype: str | None) -> Weights:
@@ -383,9 +393,16 @@ class _Merge:
                 raise RequestError(f"{place}: {wrong}")
             models = self._without_extras(recipe.method.base_apart, base, models, place)
             return self._fitting(reference, models, lambda: cook.variants(base, models, None))
+        policy = recipe.mismatch
+        found = extras(reference, models)
+        unnamed = [
+            (model, [n for n in names if policy.word(n) in ("error", "zero") or policy.for_all(n)])
+            for model, names in found
+            if is_vector(model)
+        ]
+        refuse_targets(reference, [one for one in unnamed if one[1]], place)
         refused = [
-            (model, [n for n in names if recipe.mismatch.word(n) in ("error", "zero")])
-            for model, names in extras(reference, models)
+            (model, [n for n in names if policy.word(n) in ("error", "zero")]) for model, names in found
         ]
         refuse_extras(
             reference, [one for one in refused if one[1]], place, reorder=not recipe.method.base_apart
@@ -407,6 +424,7 @@ class _Merge:
         """The models without what the base (the first model) lacks: mergekit's rule; an error in our form."""
         holder = base if base is not None and apart else models[0]
         found = extras(holder, models)
+        refuse_targets(holder, [one for one in found if is_vector(one[0])], place)
         if not self.recipe.mergekit:
             alike = [one for one in found if fits_for_the_most_part(holder, one[0])]
             refuse_extras(holder, alike, place, reorder=not apart)

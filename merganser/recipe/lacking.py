@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merganser.algebra import Weights
+from merganser.algebra.trained_on import named_base
 from merganser.algebra.weights import extra_names, patterns_of
 from merganser.errors import AlgebraError, RequestError, listing
 
@@ -44,6 +45,26 @@ def refuse_extras(holder: Weights, found: Extras, place: str, *, reorder: bool) 
     )
 
 
+def is_vector(weights: Weights) -> bool:
+    """Whether all tensors are changes of a model's: an adapter or a task vector, which may cover some tensors only."""
+    return all(weights.entry(name).carried or abs(weights.entry(name).degree) < 1e-6 for name in weights)
+
+
+def refuse_targets(holder: Weights, found: Extras, place: str) -> None:
+    """Raise `RequestError` where a change concerns tensors that the model lacks: a part of it is another change."""
+    for vector, names in found:
+        base = named_base(vector)
+        home = f"the model that it was made on ({base})" if base else "the model that it was made on"
+        whole = all(holder.find(name) is None for name in vector)
+        rules = ", ".join(f'"{pattern}": skip' for pattern in patterns_of(names))
+        rest = "" if whole else f", or leave these out by name with mismatch: {{{rules}}}"
+        raise RequestError(
+            f"{place}: {vector.label!r} changes {len(names)} of its {len(vector)} tensors in places that "
+            f"{holder.label!r} lacks ({listing(names, 3)}), and a part of a change is another change. Take it with "
+            f"{home}{rest}"
+        )
+
+
 def without_extras(holder: Weights, models: Sequence[Weights]) -> list[Weights]:
     """The models without what `holder` lacks."""
     gone = {id(model): set(names) for model, names in extras(holder, models)}
@@ -53,6 +74,16 @@ def without_extras(holder: Weights, models: Sequence[Weights]) -> list[Weights]:
         else model
         for model in models
     ]
+
+
+def refuse_part(reference: Weights, vector: Weights, left: Sequence[str], word: str) -> None:
+    """Raise `AlgebraError` where a policy for everything would leave a part of a change out."""
+    rules = ", ".join(f'"{pattern}": {word}' for pattern in patterns_of(left))
+    raise AlgebraError(
+        f"mismatch: {word} would leave out {len(left)} of the {len(vector)} tensors that {vector.label!r} changes "
+        f"({listing(left, 3)}): they have other shapes in {reference.label!r}, and a part of a change is another "
+        f"change. Take it with the model that it was made on; if a part is meant, say so by name: mismatch: {{{rules}}}"
+    )
 
 
 def refuse_wholesale(

@@ -17,7 +17,7 @@ from merganser.algebra.ties import same
 from merganser.algebra.weights import agree, extra_names
 from merganser.architectures import Axis
 from merganser.errors import AlgebraError, MerganserError, RequestError, did_you_mean
-from merganser.recipe.lacking import refuse_wholesale
+from merganser.recipe.lacking import is_vector, refuse_part, refuse_wholesale
 from merganser.recipe.settings import shown
 
 POLICIES = ("error", "skip", "base", "crop", "pad", "zero")
@@ -135,6 +135,8 @@ def conform(
     for k, model in enumerate(models if bounded else ()):
         if left[k]:
             word = policy.word(next(iter(left[k])))
+            if is_vector(model):
+                refuse_part(reference, model, list(left[k]), word)
             refuse_wholesale(
                 reference, model, list(left[k]), [n for n, lacks in left[k].items() if lacks], word
             )
@@ -156,7 +158,7 @@ def conform(
     for k, model in enumerate(models):
         gone = {name for name, who in absent.items() if k in who} | kept
         entries = {n: model.entry(n) for n in model if n in reference and n not in gone}
-        entries |= {name: reference.entry(name) for name in gone} | changed[k]
+        entries |= {name: _standing_in(model, reference.entry(name)) for name in gone} | changed[k]
         # What a model lacks or is left out of is never used; the reference's own stands there so that names agree.
         fitting = model if model is reference else model._with(entries)
         if rows[k] and not unfit[k]:
@@ -209,6 +211,11 @@ def _layers(weights: Weights) -> dict[str, int]:
         return {}
     tops = [name for name, spec in reading.family.indices.items() if not spec.scope and "layer" in name]
     return {name: reading.sizes[Axis(name)] for name in tops}
+
+
+def _standing_in(model: Weights, own: Entry) -> Entry:
+    """What stands where a model is not used: it has the degree of the model's others."""
+    return own if own.carried or not is_vector(model) else Entry(apply("mul", own.expression, 0.0), 0.0)
 
 
 def _silent(model: Weights) -> bool:

@@ -36,6 +36,7 @@ def task_vectors(base: Weights, models: Sequence[Weights]) -> list[Weights]:
 
 
 def _filled(base: Weights, vector: Weights) -> Weights:
+    check_agreement((base, vector))
     vector = onto(base, vector)
     extra = [name for name in vector if name not in base]
     if extra:
@@ -53,6 +54,7 @@ def _filled(base: Weights, vector: Weights) -> Weights:
         label=vector.label,
         origin=None,
         checkpoints=(*base.checkpoints, *vector.checkpoints),
+        allowed=vector.allowed,
         row_labels=labels_of(base),
     )
 
