@@ -34,9 +34,11 @@ from merganser.algebra.rearranged import (
 from merganser.algebra.weights import Entry, Weights, need_numbers
 from merganser.architectures import Axis, NamedTensor, Reading, read
 from merganser.architectures.labels import LABELS, label_names, numbered, with_label_names
+from merganser.architectures.meaning import TOKENIZER_KEY
 from merganser.architectures.notation import NORMS
 from merganser.architectures.reading import MOST_COPIES
 from merganser.architectures.ties import to_write_out, untied
+from merganser.architectures.tokens import VOCAB
 from merganser.checkpoint import Checkpoint
 from merganser.errors import AlgebraError, RequestError, listing
 
@@ -176,7 +178,7 @@ def concat(parts: Sequence[Weights], axis: str) -> Weights:
     """Several models one after the other along an axis; tensors without it are the first model's.
 
     Two models' neurons side by side compute the sum of both; their layers one after the other are a deeper model.
-    Raises `AlgebraError` unless families and all other axes agree.
+    Raises `AlgebraError` unless families and all other axes agree, and where configs contradict each other.
     """
     if not parts:
         raise RequestError("concat needs at least one model")
@@ -192,6 +194,8 @@ def concat(parts: Sequence[Weights], axis: str) -> Weights:
                 f"concat along {axis}: it is numbered inside another; two models have two routers"
             )
         return stack([(part, range(_count(r, axis))) for part, r in zip(parts, readings, strict=True)], axis)
+    if axis != VOCAB:  # rows of tokens are joined by those who know whose they are
+        check_agreement(parts, _apart(reading, axis))
     entries: dict[str, Entry] = {}
     for name in first:
         dims = [k for k, parts_of in enumerate(reading.parts(name)) if any(_has(p, axis) for p in parts_of)]
@@ -213,6 +217,18 @@ def concat(parts: Sequence[Weights], axis: str) -> Weights:
     if axis == LABELS:
         config = with_label_names(config, _all_names(readings))
     return _changed(first, entries, reading.resized(sizes, reading.tensors, config), parts)
+
+
+def _apart(reading: Reading, axis: str) -> set[str]:
+    """Keys that do not count where models are joined along an axis: sizes are compared as such; tokens where rows meet.
+
+    Rows of tokens meet where an embedding or a head has the axis too.
+    """
+    family = reading.family
+    sizes = {key for spec in (*family.indices.values(), *family.axes.values()) for key in spec.size.names}
+    held = (set().union(*(dim.axes for dim in named.spec.dims)) for named in reading.tensors.values())
+    met = any({VOCAB, axis} <= names for names in held)
+    return {*sizes, *family.lists, *family.numbers, *(() if met else (TOKENIZER_KEY,))}
 
 
 def _side_by_side(parts: list[tuple[Weights, Reading]], name: str, dim: int, axis: str) -> Expression:

@@ -124,6 +124,7 @@ def test_python_refuses_and_its_ways_out_work(tmp_path):
             join()
     assert len((a + b.allow("tokenizer")) / 2) == len(a)
     a.override(b.select("*.mlp.*"))  # no row of a token
+    assert len(axes.concat([a, b], "neurons")) == len(a)
     step = get_step("union_tokenizers")
     one, two = step.function(a, others=b), step.function(b, others=a, place=1)
     assert len((one + two) / 2) == len(a)

@@ -489,3 +489,24 @@ def test_parents_of_two_precisions_give_one_and_the_report_says_which(tmp_path, 
     report = made.save(tmp_path / "out", sync=False, overwrite=True, dtype="float32")
     assert {array.dtype for array in read_model(tmp_path / "out").values()} == {np.dtype(np.float32)}
     assert not report.notes
+
+
+# Side by side ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"rope_theta": 9e5}])
+def test_models_that_are_joined_along_an_axis_agree(tmp_path, change):
+    two(tmp_path, change, intermediate_size=7)
+    a, b = mg.open(tmp_path / "a"), mg.open(tmp_path / "b")
+    (key,) = change
+    for axis in ("neurons", "kv_heads", "layer"):
+        with pytest.raises(AlgebraError, match=rf"{key} is .*\.allow\('{key}'\) on 'b'"):
+            axes.concat([a, b], axis)
+        assert len(axes.concat([a, b.allow(key)], axis))
+
+
+def test_joined_models_may_differ_in_the_size_of_the_axis(tmp_path):
+    for name, sizes in {"a": {}, "b": {"intermediate_size": 9}}.items():
+        write_model(tmp_path / name, llama_arrays(1, **sizes), config(**sizes))
+    more = axes.concat([mg.open(tmp_path / "a"), mg.open(tmp_path / "b")], "neurons")
+    assert more["model.layers.0.mlp.up_proj.weight"].shape == (14, 6)
