@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import (
@@ -30,6 +32,20 @@ RUSSIAN = [
 ]
 TEXTS = (ENGLISH + RUSSIAN) * 4
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+
+
+def trained_once(make: Callable[..., Tokenizer]) -> Callable[..., Tokenizer]:
+    """Training gives ids in another order each time, and models that are merged have one tokenizer."""
+    known: dict[object, str] = {}
+
+    @functools.wraps(make)
+    def made(*sizes: int) -> Tokenizer:
+        key = (sizes, tuple(TEXTS))
+        if key not in known:
+            known[key] = make(*sizes).to_str()
+        return Tokenizer.from_str(known[key])
+
+    return made
 
 
 def byte_level(size: int = 420, **options: object) -> Tokenizer:
@@ -72,6 +88,7 @@ def byte_fallback(size: int = 480) -> Tokenizer:
     return made
 
 
+@trained_once
 def unigram(size: int = 260) -> Tokenizer:
     """Like T5."""
     made = Tokenizer(models.Unigram())
@@ -87,6 +104,7 @@ def unigram(size: int = 260) -> Tokenizer:
     return made
 
 
+@trained_once
 def word_piece(size: int = 300) -> Tokenizer:
     """Like BERT, uncased; its special tokens stand in the middle, as 100 to 103 do in BERT."""
     made = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=40))
@@ -109,6 +127,7 @@ def word_piece(size: int = 300) -> Tokenizer:
     return made
 
 
+@trained_once
 def word_level() -> Tokenizer:
     """Whole words."""
     made = Tokenizer(models.WordLevel(unk_token="<unk>"))

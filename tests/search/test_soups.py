@@ -89,3 +89,17 @@ def test_models_that_contradict_each_other_make_a_soup_where_that_is_allowed(pla
     assert found.ingredients == (0, 1)
     weights, _ = build(load(place / "soup.yaml"))
     assert weights.notes[-1]["step"] == "parents differ"
+
+
+def test_models_whose_tokens_differ_make_a_soup_where_that_is_allowed(place: Path) -> None:
+    rows = next(iter(mg.open("a").values())).shape[0]
+    for name, words in (("a", ["red"]), ("b", ["blue"])):
+        (place / name / "config.json").write_text(f'{{"model_type": "toy", "vocab_size": {rows}}}')
+        (place / name / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(
+        RequestError, match=r"'red' is token 0 in 'a' and no token in 'b'.* soup --allow tokenizer"
+    ):
+        soup_into(["a", "b"], near(0.5, 0.5), place / "soup.yaml")
+    soup_into(["a", "b"], near(0.5, 0.5), place / "soup.yaml", allow=["tokenizer"])
+    weights, _ = build(load(place / "soup.yaml"))
+    assert weights.notes[-1]["step"] == "parents differ"
