@@ -47,8 +47,14 @@ def parse(text: str, source: str, what: str = "recipe") -> Any:
     return found[0]
 
 
-def parse_all(text: str, source: str, what: str = "recipe") -> list[Any]:
+def parse_all(
+    text: str, source: str, what: str = "recipe", loose: list[tuple[int, RequestError]] | None = None
+) -> list[Any]:
     """The values of YAML documents: mappings with text keys, lists and scalars. No document at all is one None.
+
+    loose: where it is a list, a key given twice and merge keys (`<<`) mean what PyYAML's own loaders take them for (the
+    last one counts; the keys of the merged mapping that the mapping itself lacks), and the list gets the error that
+    each would be, with the number of its document among those returned.
 
     Raises `RequestError`, with the line, for malformed YAML, a key given twice, tags, merge keys, recursion,
     and documents beyond MAX_BYTES, MAX_NODES (aliases counted as often as they are used) or MAX_DEPTH.
@@ -58,12 +64,13 @@ def parse_all(text: str, source: str, what: str = "recipe") -> list[Any]:
     loader = None
     try:
         loader = _loader(text)
-        reader, found = _Reader(source, loader, what), []
+        reader, found = _Reader(source, loader, what, loose), list[Any]()
         while loader.check_node():
             node = loader.get_node()
-            if node is not None:
-                found.append(reader.value(node, 0))
-        return [value for value in found if value is not None] or [None]
+            reader.document = len(found)
+            if node is not None and (value := reader.value(node, 0)) is not None:
+                found.append(value)
+        return found or [None]
     except yaml.YAMLError as error:
         raise RequestError(f"{source}: not acceptable YAML: {_told(error)}") from None
     except RecursionError:
@@ -93,8 +100,12 @@ def _loader(text: str) -> Any:
 
 
 class _Reader:
-    def __init__(self, source: str, loader: Any, what: str) -> None:
+    def __init__(
+        self, source: str, loader: Any, what: str, loose: list[tuple[int, RequestError]] | None = None
+    ) -> None:
         self.source = source
+        self.loose = loose
+        self.document = 0
         self.loader = loader
         self.what = what
         self.nodes = 0
@@ -117,14 +128,35 @@ class _Reader:
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag.endswith(":merge"):
+                self.let(key_node, "keys must be plain text (no merge keys, lists or mappings)")
+                merged = self.merged(value_node, depth) | merged
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
                 raise self.error(key_node, "keys must be plain text (no merge keys, lists or mappings)")
             key = key_node.value
             if key in result:
-                raise self.error(key_node, f"the key {key!r} is given twice")
+                self.let(key_node, f"the key {key!r} is given twice")
             result[key] = self.value(value_node, depth + 1)
-        return result
+        return merged | result
+
+    def merged(self, node: yaml.Node, depth: int) -> dict[str, Any]:
+        """What `<<` brings: a mapping, or several, of which the first that has a key counts."""
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found: dict[str, Any] = {}
+        for part in parts:
+            if not isinstance(part, yaml.MappingNode):
+                raise self.error(part, "<< merges mappings, and this is none")
+            found = self.mapping(part, depth + 1) | found
+        return found
+
+    def let(self, node: yaml.Node, text: str) -> None:
+        """An error, unless such things are let by."""
+        if self.loose is None:
+            raise self.error(node, text)
+        self.loose.append((self.document, self.error(node, text)))
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag.endswith(":timestamp"):

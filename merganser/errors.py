@@ -50,9 +50,9 @@ class VerificationError(MerganserError):
     """A sealed checkpoint does not match its manifest."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `known`, or an empty string when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def did_you_mean(name: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `known`, or an empty string when nothing is `alike` (0 to 1)."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=alike)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

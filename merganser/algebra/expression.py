@@ -323,6 +323,11 @@ class Round(Expression):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Written(Round):
+    """A rounding that is the last of a tensor: to the dtype that it is written in, where `save` is given none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Reduce(Expression):
     """A scalar from all elements of one tensor, or of several (whole-model scope).
 

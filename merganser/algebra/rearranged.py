@@ -285,7 +285,7 @@ def _taken(
         shape = next(a.shape for a in operands if not a.is_scalar)
         result = Apply(node.operation, operands, shape, node.in_f64, node.scalar)
     elif isinstance(node, Round) and not fills:
-        result = Round(node.dtype, _taken(node.argument, indices, fills=fills, memo=memo))
+        result = type(node)(node.dtype, _taken(node.argument, indices, fills=fills, memo=memo))
     elif isinstance(node, Taken):
         result = Taken(node.source, tuple(map(_composed, node.indices, indices)))
     else:

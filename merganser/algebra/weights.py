@@ -56,7 +56,8 @@ class Weights(Mapping[str, Expression]):
 
     `label` is what errors call these weights and what keys their random draws. `origin` is the checkpoint whose small
     files (config, tokenizer ...) travel with them, and which a saved result must cover. `dropped` are names of the
-    origin that were left out on purpose (`select`, `drop`). `aliases` are names that stand for another tensor because
+    origin that were left out on purpose (`select`, `drop`), `passed_over` those that the result need not have.
+    `aliases` are names that stand for another tensor because
     the two are tied (an output head that shares the embedding): they answer where another parent holds both; of names
     that are stored all the same, whose copies may have come to differ, see `merganser.algebra.ties`.
     `reading` is what an operation on named axes made of the origin's axes and config; None while they are as they were.
@@ -77,6 +78,7 @@ class Weights(Mapping[str, Expression]):
         "label",
         "notes",
         "origin",
+        "passed_over",
         "reading",
         "row_labels",
         "stem",
@@ -97,6 +99,7 @@ class Weights(Mapping[str, Expression]):
         stem: str = "model",
         allowed: frozenset[str] = frozenset(),
         row_labels: tuple[str, ...] | None = None,
+        passed_over: frozenset[str] = frozenset(),
     ) -> None:
         self._entries = dict(entries)
         self.aliases = dict(aliases or {})
@@ -110,6 +113,7 @@ class Weights(Mapping[str, Expression]):
         self.stem = stem
         self.allowed = allowed
         self.row_labels = row_labels
+        self.passed_over = passed_over
 
     # A mapping ----------------------------------------------------------------------------------------------------
 
@@ -365,6 +369,7 @@ class Weights(Mapping[str, Expression]):
             "stem": self.stem,
             "allowed": self.allowed,
             "row_labels": self.row_labels,
+            "passed_over": self.passed_over,
         }
         return Weights(entries, **(kept | changes))
 
@@ -498,6 +503,7 @@ def _combine(operation: str, a: Weights, b: Weights | Number) -> Weights:
         files=named.files,
         notes=named.notes,
         allowed=a.allowed | b.allowed,
+        passed_over=named.passed_over,
     )
     return with_labels(result, labels_of(home))
 

@@ -527,6 +527,12 @@ def _named(family: Family, name: str, prefix: str) -> NamedTensor | None:
     return NamedTensor(found[0], tuple(found[1].items()))
 
 
+def unnamed(family: Family, names: Sequence[str]) -> list[str]:
+    """The tensors among these that a family's file does not name, neither as weights nor as constants."""
+    prefix = ties.prefix_of(family, dict.fromkeys(names))
+    return [name for name in names if _named(family, name, prefix) is None]
+
+
 def _sizes(family: Family, config: Mapping[str, Any], source: str) -> dict[str, int]:
     """The size of every axis and the count of every index, by the config."""
     sizes: dict[str, int] = {}

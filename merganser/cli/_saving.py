@@ -52,6 +52,10 @@ CHECK = Annotated[
     ),
 ]
 QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar and no report.")]
+STRICT = Annotated[
+    bool,
+    typer.Option("--strict", help="Keys that mergekit reads over are an error and no warning."),
+]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def command(
     threads: Annotated[int, typer.Option(help="Worker threads; 0 is one a core.", min=0)] = 0,
     shard_size: Annotated[str, typer.Option(help="What one file may hold.")] = "5GB",
     allow_pickle: console.ALLOW_PICKLE = False,
+    strict: _saving.STRICT = False,
     as_json: console.JSON = False,
 ) -> None:
     """Show what a merge would do: formulas, passes, bytes, memory, files. Reads no tensor bytes."""
@@ -27,10 +28,13 @@ def command(
     from merganser import explain
     from merganser.recipe import build, load
 
-    read = load(recipe)
+    read = load(recipe, strict=strict)
     summary = read.summary.rstrip(".")
     weights, fields = build(read, allow_pickle=allow_pickle)
     plan = explain(weights, memory=limit, threads=threads, shard_size=shard, **fields)
+    for note in weights.notes:
+        if "warning" in note:
+            console.warn(str(note["warning"]))
     if as_json:
         console.print_json(plan)
         return
@@ -60,7 +64,7 @@ def command(
     )
     console.say(f"time     about {plan['estimate_seconds']} s if the parents are in memory")
     for note in plan["notes"]:
-        console.say(_saving.note_line(note))
+        console.say(_saving.note_line({key: value for key, value in note.items() if key != "warning"}))
     for parent, names in plan["unused"].items():
         console.say(f"not used of {parent}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
 

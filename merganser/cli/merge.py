@@ -19,6 +19,7 @@ def command(
         Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, merganser's own form or mergekit's.")
     ],
     out: _saving.OUT,
+    strict: _saving.STRICT = False,
     *,
     saving: _saving.Saving,
 ) -> None:
@@ -28,4 +29,4 @@ def command(
     """
     from merganser.recipe import load
 
-    _saving.run(load(recipe), out, saving, NAME, "merging")
+    _saving.run(load(recipe, strict=strict), out, saving, NAME, "merging")

@@ -18,7 +18,7 @@ import numpy as np
 from merganser._version import __version__
 from merganser.algebra import Expression, Leaf, LowRank, Weights
 from merganser.algebra.computed import ByRows, ColumnSums, Derived, Whole, function_name
-from merganser.algebra.expression import Apply, Constant, Draw, Load, Reduce, Round
+from merganser.algebra.expression import Apply, Constant, Draw, Load, Reduce, Round, Written
 from merganser.algebra.labelled import relabelled
 from merganser.algebra.rearranged import Array, Joined, Mixed, Product, Reshaped, Spread, Taken
 from merganser.algebra.weights import need_numbers
@@ -325,7 +325,7 @@ def _check_coverage(weights: Weights, partial: bool) -> None:
     if weights.origin is None or partial:
         return
     expected: Iterable[str] = weights.origin.tensors if weights.reading is None else weights.reading.tensors
-    missing = [name for name in expected if name not in weights]
+    missing = [name for name in expected if name not in weights and name not in weights.passed_over]
     if not missing:
         return
     meant = all(name in weights.dropped for name in missing)
@@ -350,6 +350,8 @@ def _output_dtype(weights: Weights, name: str, dtype: DType | None, precisions: 
         if not dtype.is_float:
             raise RequestError(f"the output dtype must be a float type, not {dtype}")
         return dtype
+    if isinstance(expression, Written):
+        return expression.dtype
     if weights.stem != "model":  # factors of an adapter: as they were computed
         return F64 if expression.wide else F32
     if weights.reading is None and weights.origin is not None:
@@ -400,7 +402,7 @@ def _precision_note(
         return []
     own = precisions.get(weights.origin.name)
     others = {name: found.torch_name for name, found in precisions.items() if found != own}
-    if own is None or not others:
+    if own is None or not others or any(isinstance(weights[name], Written) for name in weights):
         return []
     return [
         {

@@ -8,7 +8,7 @@ from typing import Any
 
 from merganser._facade import open as open_weights
 from merganser.algebra import Weights, axes
-from merganser.algebra.expression import Apply, Constant, Expression, Round
+from merganser.algebra.expression import Apply, Constant, Expression, Round, Written
 from merganser.algebra.labelled import (
     Order,
     in_label_order,
@@ -31,8 +31,10 @@ from merganser.methods import Parameter, Step
 from merganser.methods.merge._statistics import UNOBSERVED, unobserved_note
 from merganser.methods.registry import OF_INPUTS
 from merganser.recipe.agreement import agreed
+from merganser.recipe.dialect import promoted, without_unnamed
 from merganser.recipe.experts import Mixture, build_mixture
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source, StepCall
+from merganser.recipe.keys import note_of
 from merganser.recipe.lacking import (
     extras,
     fits_for_the_most_part,
@@ -103,8 +105,10 @@ class _Kitchen:
         self.allow_pickle = allow_pickle
         self.made: dict[int, Weights] = {}
         self.labels: dict[tuple[str, str | None, str], str] = {}
+        self.top: Recipe | Mixture | None = None
 
     def result(self, recipe: Recipe | Mixture) -> tuple[Weights, dict[str, Any]]:
+        self.top = self.top or recipe
         if isinstance(recipe, Mixture):
             seed = self.seed or 0
             weights = build_mixture(
@@ -113,6 +117,8 @@ class _Kitchen:
         else:
             seed = self.seed if self.seed is not None else recipe.seed or 0
             weights = _Merge(recipe, self, seed).weights()
+        if recipe.ignored and recipe is self.top:
+            weights = weights.with_note(note_of(recipe.ignored))
         fields: dict[str, Any] = {
             "dtype": recipe.dtype,
             "recipe": {**recipe.canonical, "seed": seed},
@@ -184,6 +190,8 @@ def as_saved(weights: Weights, dtype: str | None) -> Weights:
 
     def rounded(name: str, expression: Expression) -> Expression:
         held = None if weights.origin is None else weights.origin.tensors.get(name)
+        if to is None and isinstance(expression, Written):
+            return expression
         target = to or (held.dtype if held is not None else None)
         return expression if target is None or not target.is_float else Round(target, expression)
 
@@ -206,6 +214,8 @@ class _Merge:
         self.recipe = recipe
         self.kitchen = kitchen
         self.seed = seed
+        # mergekit gives the first point of a gradient to what stands after the layers.
+        self.after = 0.0 if recipe.mergekit else 1.0
 
     def weights(self) -> Weights:
         """The merged model, after the steps."""
@@ -248,10 +258,13 @@ class _Merge:
         for setting in recipe.settings if simple else recipe.settings_by_names(inward=True):
             setting.check_patterns(names)
         files: dict[str, bytes | None] = {}
+        self.left_out: dict[str, None] = {}
+        if recipe.mergekit:
+            self.opened, told = without_unnamed(self.opened, recipe.merged)
+            self.left_out |= dict.fromkeys(told)
         self.on_disk = list(self.opened)
         self.statistics: dict[tuple[str, int], Weights] = {}
         self.unobserved: dict[str, None] = {}
-        self.left_out: dict[str, None] = {}
         if recipe.vocabulary is not None:
             from merganser.recipe.vocabularies import merge_vocabularies
 
@@ -273,6 +286,8 @@ class _Merge:
         weights = self._note_idle(weights, names)
         if prefixes:
             weights = weights.with_note({"step": "names", **prefixes})
+        if recipe.mergekit and recipe.dtype is None:
+            weights = promoted(weights)
         if self.left_out:
             weights = weights.with_note({"step": "left out", "only some models have": list(self.left_out)})
         if differ is not None:
@@ -338,7 +353,8 @@ class _Merge:
         """The result of a part, and the index of its layers ("" where that is not asked for)."""
         if part.name is None and not part.sliced and len(part.slices) == 1:
             only = part.slices[0]
-            view = whole([self.opened[source.model] for source in only.sources] or [self._base(only)])
+            models = [self.opened[source.model] for source in only.sources] or [self._base(only)]
+            view = whole(models, self.after)
             return "", self._slice(part, only, view)
         place = f"{self.recipe.source}: " + (f"modules.{part.name}" if part.name else part.slices[0].place)
         first = self.opened[part.slices[0].sources[0].model]
@@ -348,7 +364,7 @@ class _Merge:
             models = [self.opened[source.model] for source in one.sources]
             ranges = [source.layers for source in one.sources]
             what = [f"{self.recipe.source}: {source.place}" for source in one.sources]
-            view, count = cut(models, ranges, axis, done, what)
+            view, count = cut(models, ranges, axis, done, what, self.after)
             made = self._slice(part, one, view)
             reading = axes.reading_of(view.models[0])
             named = reading.named(name for name in made if name not in reading.tensors)
@@ -368,6 +384,8 @@ class _Merge:
     def _slice(self, part: Part, slice_: Slice, view: View) -> Weights:
         """The method on the models of a view."""
         recipe = self.recipe
+        if recipe.mergekit and slice_.base_alone(recipe.method):
+            return view.models[0]
         chosen = slice_.inputs(recipe.method)
         index = {id(source): k for k, source in enumerate(slice_.sources)}
         base_source = slice_.base_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,15 @@ class _Documents:
     def result(self, raw: Any, place: str, name: str | None = None) -> Recipe | Mixture:
         self.open = [] if name is None else [name]
         found = _read(raw, place, self.directory, self._used(raw, place))
+        inner = [f"{one}: {key}" for one, other in self.read.items() for key in other.ignored]
         if unused := [one for one in self.named if one not in (name, *self.read)]:
-            raise RequestError(
-                f"{self.named[unused[0]][1]}: nothing uses the document {listing(unused)}; a file makes one model, "
-                "so every other document must be one of its models"
-            )
-        return found
+            if not all(is_mergekits(self.named[one][0]) for one in unused):
+                raise RequestError(
+                    f"{self.named[unused[0]][1]}: nothing uses the document {listing(unused)}; a file makes one "
+                    "model, so every other document must be one of its models"
+                )
+            inner += [f"the document {one} (nothing uses it, so it is not made)" for one in unused]
+        return replace(found, ignored=(*found.ignored, *inner)) if inner else found
 
     def _used(self, raw: Any, place: str) -> dict[str, Recipe | Mixture]:
         """The documents that one names as models, read."""
@@ -83,6 +87,11 @@ class _Documents:
             self.read[name] = _read(raw, own, self.directory, self._used(raw, own))
             self.open.pop()
         return self.read[name]
+
+
+def is_mergekits(raw: Any) -> bool:
+    """Whether a document is in a form of mergekit's."""
+    return isinstance(raw, dict) and ("merge_method" in raw or is_mixture(raw))
 
 
 def _mentions(raw: Any, name: str) -> bool:

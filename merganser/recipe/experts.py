@@ -15,6 +15,7 @@ from merganser.errors import AlgebraError, RequestError, did_you_mean
 from merganser.methods.experts.assemble import NOT_OF_EXPERTS, TARGETS, Expert, mixture
 from merganser.methods.experts.gates import MODES, RANDOM, Prompts
 from merganser.recipe.agreement import agreed, read_allow
+from merganser.recipe.keys import Keys
 from merganser.recipe.reference import Reference, read_reference
 from merganser.recipe.settings import shown
 
@@ -90,6 +91,8 @@ class Mixture:
     directory: Path | None
     source: str
     allow: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """What it says that is read over, as mergekit does."""
 
     @property
     def models(self) -> tuple[Named, ...]:
@@ -179,12 +182,12 @@ def build_mixture(found: Mixture, open_model: OpenModel, *, seed: int) -> Weight
 
 class _Reader:
     def __init__(self, raw: Mapping[str, Any], source: str, directory: Path | None) -> None:
-        self.raw = raw
         self.source = source
         self.directory = directory
+        self.keys = Keys(source, mergekit=True)
+        self.raw = self.keys.check(raw, KEYS, "")
 
     def mixture(self) -> Mixture:
-        self.check_keys(self.raw, KEYS, "")
         mode = self.choice("gate_mode", MODES, "hidden")
         found = Mixture(
             base=self.model(self.raw.get("base_model"), "base_model"),
@@ -197,6 +200,7 @@ class _Reader:
             directory=self.directory,
             source=self.source,
             allow=read_allow(self.raw.get("allow"), f"{self.source}: allow"),
+            ignored=tuple(self.keys.ignored),
         )
         if not found.experts:
             raise self.error("experts", "there must be one or more")
@@ -210,13 +214,6 @@ class _Reader:
 
     def error(self, place: str, text: str) -> RequestError:
         return RequestError(f"{self.source}: {place}: {text}")
-
-    def check_keys(self, raw: Mapping[str, Any], known: Sequence[str], place: str) -> None:
-        for key in raw:
-            if key not in known:
-                raise self.error(
-                    f"{place}{key}", f"unknown key{did_you_mean(str(key), known)} (known: {', '.join(known)})"
-                )
 
     def check_prompts(self, found: Mixture) -> None:
         for i, entry in enumerate(found.experts):
@@ -245,7 +242,7 @@ class _Reader:
             raise self.error(
                 place, f"expected {{source_model: PATH, positive_prompts: [...]}}, not {shown(raw)}"
             )
-        self.check_keys(raw, EXPERT_KEYS, f"{place}.")
+        raw = self.keys.check(raw, EXPERT_KEYS, place)
         noise = self.number(raw.get("noise_scale"), f"{place}.noise_scale")
         if noise is not None and noise < 0:
             raise self.error(f"{place}.noise_scale", f"expected 0 or more, not {noise:g}")

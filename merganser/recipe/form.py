@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merganser.errors import RequestError
 from merganser.methods import Method, Step
 from merganser.recipe.reference import Reference
 from merganser.recipe.settings import Setting
@@ -65,6 +66,11 @@ class Slice:
         if not method.base_apart:
             return self.sources
         return tuple(source for source in self.sources if source.model != self.base)
+
+    def base_alone(self, method: Method) -> bool:
+        """Whether layers of the base alone are taken by a method that would change it: they are the base's."""
+        base = self.base_source
+        return method.base_apart and base is not None and base.layers is not None and len(self.sources) == 1
 
     @property
     def base_source(self) -> Source | None:
@@ -120,6 +126,8 @@ class Recipe:
     directory: Path | None
     source: str
     canonical: Mapping[str, Any]
+    ignored: tuple[str, ...] = ()
+    """What it says that is read over, as mergekit does."""
 
     @property
     def summary(self) -> str:
@@ -161,20 +169,41 @@ class Recipe:
         return len(self.parts) == 1 and len(self.parts[0].slices) == 1 and not self.parts[0].sliced
 
 
-def load(path_or_text: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe | Mixture:
+def load(
+    path_or_text: str | os.PathLike[str] | Mapping[str, Any], *, strict: bool = False
+) -> Recipe | Mixture:
     """Read and check a recipe: a file, YAML text (it has a line break or a `: `) or a mapping already read.
 
     A file may hold several documents (`---`), each with a `name` by which the others use it as a model; the one without
     a name, or the last, is the result. Opens no checkpoint. Raises `RequestError` that names the place, such as
-    `models[1].parameters.densty`, for anything it does not understand.
+    `models[1].parameters.densty`, for anything it does not understand. What mergekit's form has that mergekit reads
+    over (`Recipe.ignored`) is an error too if `strict`.
     """
+    from merganser.recipe.keys import told
+
+    found = _load(path_or_text)
+    if strict and found.ignored:
+        raise RequestError(f"{found.source}: {told(found.ignored)}; without --strict it is a warning")
+    return found
+
+
+def _load(path_or_text: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe | Mixture:
     from merganser.checkpoint.layout import at_home
     from merganser.document import parse_all, read_file
-    from merganser.recipe.documents import read_documents
+    from merganser.recipe.documents import is_mergekits, read_documents
 
     if isinstance(path_or_text, Mapping):
         return read_documents([dict(path_or_text)], "recipe", None)
+    loose: list[tuple[int, RequestError]] = []
     if isinstance(path_or_text, str) and ("\n" in path_or_text or ": " in path_or_text):
-        return read_documents(parse_all(path_or_text, "recipe"), "recipe", None)
-    path = at_home(path_or_text)
-    return read_documents(parse_all(read_file(path), str(path)), str(path), path.parent)
+        source, directory, text = "recipe", None, path_or_text
+    else:
+        path = at_home(path_or_text)
+        source, directory, text = str(path), path.parent, read_file(path)
+    raws = parse_all(text, source, loose=loose)
+    for number, error in loose:
+        if not is_mergekits(raws[number]):
+            raise error
+    found = read_documents(raws, source, directory)
+    odd = tuple(f"{str(error).removeprefix(f'{source}: ')} (as PyYAML reads it)" for _, error in loose)
+    return replace(found, ignored=(*odd, *found.ignored)) if odd else found

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser.checkpoint.dtypes import parse_dtype
-from merganser.errors import RequestError, did_you_mean
+from merganser.errors import RequestError
 from merganser.methods import Method, Parameter, get, get_step
 from merganser.recipe.agreement import read_allow
 from merganser.recipe.canonical import canonical
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source, StepCall
+from merganser.recipe.keys import Keys
 from merganser.recipe.mismatch import read_policy
 from merganser.recipe.reference import Reference, read_reference
 from merganser.recipe.settings import Setting, read_setting, shown
@@ -46,6 +47,7 @@ class Reader:
         self.directory = directory
         self.documents = documents
         self.mergekit = "merge_method" in raw
+        self.keys = Keys(source, self.mergekit)
         self.opened: list[tuple[Reference, str | None, str]] = []
 
     def recipe(self) -> Recipe:
@@ -78,6 +80,7 @@ class Reader:
             directory=self.directory,
             source=self.source,
             canonical={},
+            ignored=tuple(self.keys.ignored),
         )
         for part in parts:
             for slice_ in part.slices:
@@ -96,14 +99,11 @@ class Reader:
         if self.mergekit and "method" in self.raw:
             raise self._error("method", "a recipe has either merge_method (mergekit) or method (merganser)")
         known = _MERGEKIT_KEYS if self.mergekit else _OWN_KEYS
-        for key in self.raw:
-            if key not in known:
-                if self.mergekit and key in _OWN_KEYS:
-                    text = "belongs to merganser's own form; write method: instead of merge_method: to use it"
-                else:
-                    near = did_you_mean(key, (*known, "merge_method"))
-                    text = f"unknown key{near} (known: {', '.join(known)})"
-                raise self._error(key, text)
+        if self.mergekit and (own := [key for key in self.raw if key in _OWN_KEYS and key not in known]):
+            raise self._error(
+                own[0], "belongs to merganser's own form; write method: instead of merge_method: to use it"
+            )
+        self.raw = self.keys.check(self.raw, (*known, "merge_method"), "", named=known)
         if not self.mergekit and not {"method", "model"} & self.raw.keys():
             raise RequestError(
                 f"{self.source}: names no method; write method: (or merge_method:, for mergekit's form), or model: "
@@ -207,12 +207,7 @@ class Reader:
         place = f"modules.{name}"
         if not isinstance(raw, dict):
             raise self._error(place, f"expected slices: or models:, not {shown(raw)}")
-        known = ("slices", "models", "parameters")
-        for key in raw:
-            if key not in known:
-                raise self._error(
-                    f"{place}.{key}", f"unknown key{did_you_mean(key, known)} (known: {', '.join(known)})"
-                )
+        raw = self.keys.check(raw, ("slices", "models", "parameters"), place)
         given = [key for key in ("slices", "models") if raw.get(key) is not None]
         if len(given) != 1:
             raise self._error(place, "a module has either slices or models")
@@ -259,15 +254,12 @@ class Reader:
         known = ("sources", "base_model", "parameters", "residual_weight")
         if not isinstance(raw, dict):
             raise self._error(place, f"expected {{sources: [...]}}, not {shown(raw)}")
-        for key in raw:
-            if key not in known:
-                raise self._error(
-                    f"{place}.{key}", f"unknown key{did_you_mean(key, known)} (known: {', '.join(known[:3])})"
-                )
+        raw = self.keys.check(raw, known, place, named=known[:3])
         if raw.get("residual_weight") is not None:
-            raise self._error(
-                f"{place}.residual_weight", "mergekit declares this key and never uses it; remove it"
-            )
+            why = "mergekit declares this key and never uses it"
+            if not self.mergekit:
+                raise self._error(f"{place}.residual_weight", f"{why}; remove it")
+            self.keys.left_out(f"{place}.residual_weight", why)
         entries = raw.get("sources")
         if not isinstance(entries, list) or not entries:
             raise self._error(
@@ -309,17 +301,13 @@ class Reader:
     def _entry(self, entry: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(entry, dict):
             raise self._error(place, f"expected {{model: PATH, parameters: ...}}, not {shown(entry)}")
-        for key in entry:
-            if key == "statistics" and self.mergekit:
-                text = "belongs to merganser's own form; write method: instead of merge_method: to use it"
-                raise self._error(f"{place}.{key}", text)
-            if key not in known:
-                raise self._error(
-                    f"{place}.{key}", f"unknown key{did_you_mean(key, known)} (known: {', '.join(known)})"
-                )
+        if self.mergekit and "statistics" in entry:
+            text = "belongs to merganser's own form; write method: instead of merge_method: to use it"
+            raise self._error(f"{place}.statistics", text)
+        entry = self.keys.check(entry, known, place)
         if entry.get("model") is None:
             raise self._error(place, "names no model (model: PATH)")
-        return entry
+        return dict(entry)
 
     def _statistics(self, entry: dict[str, Any], place: str) -> str | None:
         raw = entry.get("statistics")
@@ -381,7 +369,8 @@ class Reader:
                 self._reference(raw, place.removeprefix(f"{self.source}: ")), None, place, again=True
             )
 
-        return read_vocabulary({key: self.raw.get(key) for key in _VOCABULARY}, self.source, resolve)
+        given = {key: self.raw.get(key) for key in _VOCABULARY}
+        return read_vocabulary(given, self.source, resolve, self.keys)
 
     # Parameters ---------------------------------------------------------------------------------------------
 
@@ -393,12 +382,22 @@ class Reader:
         found: dict[str, Setting] = {}
         for key, value in raw.items():
             here = f"{self.source}: {place}.{key}"
-            parameter, switch, used = self._parameter(key, here)
+            known = self._parameter(key, place)
+            if known is None:
+                continue
+            parameter, switch, used = known
             if of_model and not parameter.per_model:
-                raise RequestError(f"{here}: there is one {key} for all models; set it under parameters")
+                if not self.mergekit:
+                    raise RequestError(f"{here}: there is one {key} for all models; set it under parameters")
+                if used:
+                    self.keys.left_out(f"{place}.{key}", "there is one for all models, under parameters")
+                continue
             if value is None:
-                raise RequestError(f"{here}: has no value")
-            setting = read_setting(value, parameter, switch, here, not self.mergekit)
+                if not self.mergekit:
+                    raise RequestError(f"{here}: has no value")
+                self.keys.left_out(f"{place}.{key}", "has no value")
+                continue
+            setting = read_setting(value, parameter, switch, here, self.keys)
             if not used:
                 continue
             if parameter.name in found:
@@ -406,7 +405,8 @@ class Reader:
             found[parameter.name] = setting
         return found
 
-    def _parameter(self, key: str, here: str) -> tuple[Parameter, tuple[str, str] | None, bool]:
+    def _parameter(self, key: str, place: str) -> tuple[Parameter, tuple[str, str] | None, bool] | None:
+        """The parameter, what a bool stands for, and whether it is used; None for one that is read over."""
         dialect = self.method.mergekit if self.mergekit else None
         by_key = {p.key: p for p in self.method.parameters if p.name != "seed"}
         known = tuple(by_key)
@@ -415,8 +415,9 @@ class Reader:
             if key in by_key:
                 return by_key[key], None, True
             if key == "seed":
-                raise RequestError(f"{here}: the seed stands at the top of a recipe, beside method")
+                raise self._error(f"{place}.{key}", "the seed stands at the top of a recipe, beside method")
         else:
+            ours = {key for key, one in by_key.items() if one.name not in dialect.settable}
             by_key = {k: p for k, p in by_key.items() if p.name in dialect.settable}
             if key in by_key:
                 return by_key[key], dialect.switches.get(by_key[key].name), True
@@ -424,15 +425,22 @@ class Reader:
                 kind = "coefficient" if dialect.unused[key] else "bool"
                 return Parameter(key, key, kind, "", per_model=dialect.unused[key]), None, False
             known = (*by_key, *dialect.unused)
-        raise RequestError(
-            f"{here}: unknown parameter of {self.method.name}{did_you_mean(key, (*by_key, *known))} "
-            f"(known: {', '.join(known) or 'none'})"
-        )
+            if key in ours:
+                raise self._error(
+                    f"{place}.{key}",
+                    f"unknown parameter of mergekit's {self.method.name}; it belongs to merganser's own form: write "
+                    "method: instead of merge_method: to use it",
+                )
+        told, what = f"(known: {', '.join(known) or 'none'})", f"unknown parameter of {self.method.name}"
+        self.keys.unknown(key, (*by_key, *known), place, told, what)
+        return None
 
     def _check_inputs(self, slice_: Slice) -> None:
         place = slice_.place
         if slice_.base is None and self.method.base == "required":
             place = "base_model"
+        if self.mergekit and slice_.base_alone(self.method):
+            return
         try:
             self.method.check_inputs(slice_.base is not None, len(slice_.inputs(self.method)))
         except RequestError as error:

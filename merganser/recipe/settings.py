@@ -10,6 +10,7 @@ from typing import Any
 from merganser.algebra.selection import matcher
 from merganser.errors import RequestError, did_you_mean
 from merganser.methods import Parameter
+from merganser.recipe.keys import Keys
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Setting:
 
 
 def read_setting(
-    raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str, own: bool
+    raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str, keys: Keys
 ) -> Setting:
     """A setting from YAML: a scalar, a list of them (a gradient along the layers), {filter, value}, a list of those,
     or in our own form {pattern: value}.
@@ -113,27 +114,28 @@ def read_setting(
     `switch` turns a bool into one of two choices. Raises `RequestError`, naming the place, for anything else.
     """
     if isinstance(raw, list):
-        return Setting(_conditions(raw, parameter, switch, place), place)
+        return Setting(_conditions(raw, parameter, switch, place, keys), place)
     if isinstance(raw, dict):
-        if "value" in raw or "filter" in raw or not own:
-            return Setting((_condition(raw, parameter, switch, place),), place)
+        if "value" in raw or "filter" in raw or keys.mergekit:
+            return Setting((_condition(raw, parameter, switch, place, keys),), place)
         if not raw:
             raise RequestError(f"{place}: an empty mapping gives no tensor a value")
         rules = []
         for pattern, value in raw.items():
             _check_pattern(pattern, place)
-            rules.append(Rule(_value(value, parameter, switch, f"{place}[{pattern!r}]"), pattern=pattern))
+            here = f"{place}[{pattern!r}]"
+            rules.append(Rule(_value(value, parameter, switch, here, keys), pattern=pattern))
         return Setting(tuple(rules), place)
-    return Setting((Rule(_value(raw, parameter, switch, place)),), place)
+    return Setting((Rule(_value(raw, parameter, switch, place, keys)),), place)
 
 
-def _value(raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str) -> Any:
+def _value(raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str, keys: Keys) -> Any:
     """A scalar, or a gradient from a list of them."""
     if not isinstance(raw, list):
-        return _scalar(raw, parameter, switch, place)
+        return _scalar(raw, parameter, switch, place, keys)
     if not raw:
         raise RequestError(f"{place}: an empty list gives no tensor a value")
-    points = tuple(_scalar(item, parameter, switch, f"{place}[{i}]") for i, item in enumerate(raw))
+    points = tuple(_scalar(item, parameter, switch, f"{place}[{i}]", keys) for i, item in enumerate(raw))
     if len(set(map(repr, points))) == 1:
         return points[0]
     if parameter.kind == "integer":
@@ -149,41 +151,42 @@ def _check_pattern(pattern: str, place: str) -> None:
 
 
 def _conditions(
-    raw: list[Any], parameter: Parameter, switch: tuple[str, str] | None, place: str
+    raw: list[Any], parameter: Parameter, switch: tuple[str, str] | None, place: str, keys: Keys
 ) -> tuple[Rule, ...]:
     if not raw:
         raise RequestError(f"{place}: an empty list gives no tensor a value")
     if not any(isinstance(item, dict) for item in raw):
-        return (Rule(_value(raw, parameter, switch, place)),)
-    return tuple(_condition(item, parameter, switch, f"{place}[{i}]") for i, item in enumerate(raw))
+        return (Rule(_value(raw, parameter, switch, place, keys)),)
+    return tuple(_condition(item, parameter, switch, f"{place}[{i}]", keys) for i, item in enumerate(raw))
 
 
-def _condition(raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str) -> Rule:
+def _condition(
+    raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str, keys: Keys
+) -> Rule:
     if not isinstance(raw, dict):
         raise RequestError(f"{place}: expected {{filter: text, value: ...}}, not {shown(raw)}")
-    for key in raw:
-        if key not in ("filter", "value"):
-            raise RequestError(
-                f"{place}.{key}: unknown key{did_you_mean(key, ('filter', 'value'))} (known: filter, value)"
-            )
+    raw = keys.check(raw, ("filter", "value"), place.removeprefix(f"{keys.source}: "))
     if "value" not in raw:
         raise RequestError(f"{place}: has no value")
     text = raw.get("filter")
     if text is not None and not isinstance(text, str):
         raise RequestError(f"{place}.filter: expected text that tensor names contain, not {shown(text)}")
-    return Rule(_value(raw["value"], parameter, switch, f"{place}.value"), filter=text)
+    return Rule(_value(raw["value"], parameter, switch, f"{place}.value", keys), filter=text)
 
 
-def _scalar(raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str) -> Any:
+def _scalar(raw: Any, parameter: Parameter, switch: tuple[str, str] | None, place: str, keys: Keys) -> Any:
     if switch is not None:
-        return switch[int(_bool(raw, place))]
+        return switch[int(_bool(raw, place, keys))]
     if parameter.kind == "bool":
-        return _bool(raw, place)
+        return _bool(raw, place, keys)
     if parameter.kind == "choice":
         if raw in parameter.choices and isinstance(raw, str):
             return raw
         near = did_you_mean(raw, parameter.choices) if isinstance(raw, str) else ""
         raise RequestError(f"{place}: expected one of {', '.join(parameter.choices)}, not {shown(raw)}{near}")
+    if keys.mergekit and isinstance(raw, bool):
+        keys.left_out(place.removeprefix(f"{keys.source}: "), f"{shown(raw)} is taken as {int(raw)}")
+        raw = int(raw)
     number = _number(raw, place)
     if parameter.kind == "integer":
         if number != int(number):
@@ -198,9 +201,13 @@ SHARES = ("density", "gamma", "collinear")
 """Parameters that are a share in every method, so that the range is checked before any file is opened."""
 
 
-def _bool(raw: Any, place: str) -> bool:
+def _bool(raw: Any, place: str, keys: Keys) -> bool:
     if isinstance(raw, bool) or (isinstance(raw, int | float) and raw in (0, 1)):
         return bool(raw)
+    if keys.mergekit and isinstance(raw, int | float | str):
+        number = _number(raw, place)  # as mergekit reads it; every number but 0 is true
+        keys.left_out(place.removeprefix(f"{keys.source}: "), f"{shown(raw)} is taken as {number != 0}")
+        return number != 0
     raise RequestError(f"{place}: expected true or false, not {shown(raw)}")
 
 

@@ -36,17 +36,18 @@ def same(name: str) -> str:
     return name
 
 
-def whole(models: Sequence[Weights]) -> View:
-    """All layers of some models."""
-    places = _Places(models[0])
+def whole(models: Sequence[Weights], after: float) -> View:
+    """All layers of some models. after: the place of what stands after the last layer."""
+    places = _Places(models[0], after)
     return View(tuple(models), (same,) * len(models), same, places)
 
 
 class _Places:
-    """Where a tensor stands along the layers: 0 before and in the first, 1 in the last and after."""
+    """Where a tensor stands along the layers: 0 before and in the first, 1 in the last, `after` beyond it."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, after: float) -> None:
         self.weights = weights
+        self.after = after
 
     def __call__(self, name: str) -> float:
         return self.table[name]
@@ -59,11 +60,11 @@ class _Places:
             raise RequestError(
                 f"a gradient runs along the layers, and the layers of {self.weights.label!r} are not known: {error}"
             ) from None
-        return places(reading)
+        return places(reading, self.after)
 
 
-def places(reading: Reading) -> dict[str, float]:
-    """For every tensor its place along the layers that it belongs to."""
+def places(reading: Reading, after: float) -> dict[str, float]:
+    """For every tensor its place along the layers that it belongs to, and `after` for what stands after the last."""
     found = {}
     for name, named in reading.tensors.items():
         axis = _layer_axis(reading, named)
@@ -71,7 +72,7 @@ def places(reading: Reading) -> dict[str, float]:
             last = reading.sizes[Axis(axis)] - 1
             found[name] = min(dict(named.at)[axis] / last, 1.0) if last else 1.0
         else:
-            found[name] = 1.0 if _after(reading, named) else 0.0
+            found[name] = after if _after(reading, named) else 0.0
     for head, shared in reading.left_out.items():
         found[head] = found[shared]
     return found
@@ -127,10 +128,12 @@ def cut(
     axis: str,
     offset: int,
     what: Sequence[str],
+    after: float,
 ) -> tuple[View, int]:
     """A view of layer ranges that begins at layer `offset` of the result, and how many layers it has.
 
-    `what` says of every model where the recipe names it. Raises `RequestError` for layers that are not there.
+    `what` says of every model where the recipe names it, `after` is the place of what stands after the last layer.
+    Raises `RequestError` for layers that are not there.
     """
     parts, starts, counts = [], [], []
     for weights, wanted, place in zip(models, ranges, what, strict=True):
@@ -156,7 +159,7 @@ def cut(
         for w, s, n in zip(models, starts, counts, strict=True)
     ]
     named = tuple(part.relabel(text) for part, text in zip(parts, label, strict=True))
-    found = places(readings[0])
+    found = places(readings[0], after)
     return View(named, inward, _moved(readings[0], axis, offset), found.__getitem__), counts[0]
 
 

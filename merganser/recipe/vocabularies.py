@@ -9,6 +9,7 @@ from typing import Any, Literal
 from merganser.algebra import Weights
 from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean
 from merganser.methods.vocabulary._shared import small_files
+from merganser.recipe.keys import Keys
 from merganser.recipe.settings import shown
 from merganser.recipe.vocabulary_merge import Merge, templated
 from merganser.tokenizer.chat import FORMATS
@@ -60,13 +61,17 @@ class Vocabulary:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def read_vocabulary(raw: Mapping[str, Any], place: str, resolve: Resolve) -> Vocabulary | None:
+def read_vocabulary(
+    raw: Mapping[str, Any], place: str, resolve: Resolve, keys: Keys | None = None
+) -> Vocabulary | None:
     """The keys tokenizer_source, tokenizer and chat_template of a recipe, checked; None where it has none of them.
 
     tokenizer_source: union, base or a model. tokenizer: {source, tokens, pad_to_multiple_of, padding}; the two exclude
     each other. `resolve(reference, place)` gives the index of a model that is named inside. chat_template: auto, the
-    name of a known form, or a template. Raises `RequestError` with the place for anything else.
+    name of a known form, or a template. keys: where unknown keys are noted; without it they are errors. Raises
+    `RequestError` with the place for anything else.
     """
+    keys = keys or Keys(place, mergekit=False)
     given = {key: raw.get(key) for key in ("tokenizer_source", "tokenizer", "chat_template")}
     if all(value is None for value in given.values()):
         return None
@@ -80,7 +85,7 @@ def read_vocabulary(raw: Mapping[str, Any], place: str, resolve: Resolve) -> Voc
         settings = given["tokenizer"]
         if not isinstance(settings, dict):
             raise RequestError(f"{place}: tokenizer: expected {{source: union, ...}}, not {shown(settings)}")
-        _check_keys(settings, _TOKENIZER, f"{place}: tokenizer")
+        settings = keys.check(settings, _TOKENIZER, "tokenizer")
         settings = {"source": "union"} | {key: value for key, value in settings.items() if value is not None}
     elif given["tokenizer_source"] is not None:
         settings, where = {"source": given["tokenizer_source"]}, "tokenizer_source"
@@ -97,7 +102,7 @@ def read_vocabulary(raw: Mapping[str, Any], place: str, resolve: Resolve) -> Voc
             f"{place}: tokenizer.tokens: expected {{token: {{source: ...}}}}, not {shown(tokens)}"
         )
     rows = {
-        token: _token(token, value, f"{place}: tokenizer.tokens[{token!r}]", resolve)
+        token: _token(token, value, f"{place}: tokenizer.tokens[{token!r}]", resolve, keys)
         for token, value in tokens.items()
     }
     padding = settings.get("padding", "keep")
@@ -111,25 +116,17 @@ def read_vocabulary(raw: Mapping[str, Any], place: str, resolve: Resolve) -> Voc
     return Vocabulary(found, rows, multiple, padding, template, place, written)
 
 
-def _check_keys(raw: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    for key in raw:
-        if key not in known:
-            raise RequestError(
-                f"{place}.{key}: unknown key{did_you_mean(key, known)} (known: {', '.join(known)})"
-            )
-
-
 def _is_whole(raw: Any) -> bool:
     return isinstance(raw, int) and not isinstance(raw, bool)
 
 
-def _token(token: str, raw: Any, place: str, resolve: Resolve) -> TokenRow:
+def _token(token: str, raw: Any, place: str, resolve: Resolve, keys: Keys) -> TokenRow:
     if not token or token != token.encode(errors="replace").decode():
         raise RequestError(f"{place}: no text that can be a token")
     settings = {} if raw is None else raw
     if not isinstance(settings, dict):
         raise RequestError(f"{place}: expected {{source: ..., force: ...}}, not {shown(raw)}")
-    _check_keys(settings, _TOKEN, place)
+    settings = keys.check(settings, _TOKEN, place.removeprefix(f"{keys.source}: "))
     force = settings.get("force")
     if force is not None and not isinstance(force, bool):
         raise RequestError(f"{place}.force: expected true or false, not {shown(force)}")
@@ -144,7 +141,7 @@ def _token(token: str, raw: Any, place: str, resolve: Resolve) -> TokenRow:
     if kind not in _KINDS:
         near = did_you_mean(str(kind), _KINDS)
         raise RequestError(f"{here}.kind: expected {' or '.join(_KINDS)}, not {shown(kind)}{near}")
-    _check_keys(source, _KINDS[kind], here)
+    source = keys.check(source, _KINDS[kind], here.removeprefix(f"{keys.source}: "))
     if kind == "zero":
         return TokenRow("zero", bool(force), here)
     if source.get("model") is None:

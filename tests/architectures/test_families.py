@@ -491,6 +491,18 @@ def test_buffers_of_old_releases_are_named(name: str, tmp_path: Path) -> None:
     assert reading.resized(reading.sizes, reading.tensors).config == config
 
 
+def test_speeds_of_gpt_neox_where_the_config_says_them_as_transformers_5_does(tmp_path: Path) -> None:
+    one = case("gpt_neox")
+    tensors = {n: torch.from_numpy(a) for n, a in one.tensors.items()}
+    name = "gpt_neox.layers.1.attention.rotary_emb.inv_freq"
+    config = {key: value for key, value in one.checkpoint.config.items() if key != "rotary_pct"}
+    for share, speeds in ((0.5, 1), (1.0, 2)):
+        told = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}
+        save_file(tensors | {name: torch.ones(speeds)}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config | {"rope_parameters": told}))
+        assert name in read(open_checkpoint(tmp_path)).tensors
+
+
 @pytest.mark.parametrize("family", families())
 def test_no_key_is_there_twice(family: str) -> None:
     """YAML would keep the last one and say nothing."""

@@ -109,11 +109,13 @@ def test_a_gradient_runs_from_the_first_layer_to_the_last(models, form):
         k = layer(name)
         if k in (0, 3):
             np.testing.assert_allclose(merganser.compute(weights, name), models[ends[k]][name], rtol=1e-6)
-    # Before the layers the first point counts, after them the last.
+    # Before the layers the first point counts, after them the last; in mergekit's form the first.
     np.testing.assert_allclose(
         merganser.compute(weights, "model.embed_tokens.weight"), models["a"]["model.embed_tokens.weight"]
     )
-    np.testing.assert_allclose(merganser.compute(weights, "lm_head.weight"), models["b"]["lm_head.weight"])
+    after = models["b" if form == "method" else "a"]
+    for name in ("lm_head.weight", "model.norm.weight"):
+        np.testing.assert_allclose(merganser.compute(weights, name), after[name])
     name = "model.layers.1.mlp.up_proj.weight"
     x, y = (models[m][name].astype(np.float64).ravel() for m in "ab")
     theta = np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
@@ -221,7 +223,7 @@ BAD = {
     ),
 }
 BAD["residual weight"] = (
-    STACK.format(form="merge_method").replace(
+    STACK.format(form="method").replace(
         "- sources: [{model: b", "- residual_weight: 0.5\n    sources: [{model: b"
     ),
     "mergekit declares this key and never uses it",
@@ -335,7 +337,10 @@ def test_documents_are_one_graph_and_give_what_two_runs_give(models, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TWO.replace("base_model: first", "base_model: a"), "nothing uses the document first"),
+        (
+            TWO.replace("base_model: first", "base_model: a").replace("merge_method", "method"),
+            "nothing uses the document first",
+        ),
         (TWO.replace("name: first\n", ""), "has no name, and neither has another"),
         (TWO.replace("---\n", "---\nname: first\n"), "two documents are called 'first'"),
         (TWO.replace("{model: b,", "{model: first,"), "in a circle: first -> first"),
@@ -343,7 +348,10 @@ def test_documents_are_one_graph_and_give_what_two_runs_give(models, tmp_path):
             TWO.replace("{model: b,", "{model: last,").replace("---", "---\nname: last"),
             "circle: last -> first -> last",
         ),
-        (TWO.replace("name: first", "name: frist"), "document 1: nothing uses the document frist"),
+        (
+            TWO.replace("name: first", "name: frist").replace("merge_method", "method"),
+            "document 1: nothing uses the document frist",
+        ),
     ],
 )
 def test_documents_that_do_not_fit_together(models, text, message):
