@@ -19,7 +19,8 @@ from merganser.architectures import Axis
 from merganser.errors import AlgebraError, RequestError
 from merganser.methods.vocabulary._shared import small_files
 from merganser.tokenizer import encode_texts, load, read_tokenizer
-from merganser.tokenizer.companions import TOKENIZER, special_roles
+from merganser.tokenizer.companions import special_roles
+from merganser.tokenizer.converted import with_json
 
 RANDOM = ("random", "uniform_random")
 MODES = ("hidden", "cheap_embed", *RANDOM, "hidden_avg", "hidden_last")
@@ -119,13 +120,8 @@ def _embedding(base: Weights) -> str:
 
 def _writer(base: Weights, embedding: str) -> Callable[[Sequence[str]], list[Text]]:
     """What writes prompts in tokens."""
-    files = small_files(base)
-    if TOKENIZER not in files:
-        raise RequestError(
-            f"{base.label!r} has no {TOKENIZER}, which gates of prompts need (gate_mode random does not). A "
-            "tokenizer in another format becomes one by AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) of "
-            "transformers"
-        )
+    why = ", which gates of prompts need (gate_mode random does not)"
+    files = with_json(small_files(base), base.label, why)
     rows = base[embedding].shape[0]
     tokenizer = read_tokenizer(files, base.label, rows)
     library = load(tokenizer)

@@ -15,7 +15,6 @@ from merganser.architectures import Reading, get_key
 from merganser.errors import AlgebraError, RequestError
 from merganser.tokenizer import Followed, Tokenizer, follow, is_vocabulary_file, read_small, read_tokenizer
 from merganser.tokenizer.companions import (
-    TOKENIZER,
     Changes,
     Ids,
     as_json,
@@ -24,6 +23,7 @@ from merganser.tokenizer.companions import (
     refuse_lost,
     renumber,
 )
+from merganser.tokenizer.converted import with_json
 
 VOCAB = "vocab"
 
@@ -50,19 +50,7 @@ class Vocabulary:
         """
         reading = axes.reading_of(weights)
         rows = rows_of(reading)
-        files = small_files(weights)
-        if TOKENIZER not in files:
-            other = [
-                name
-                for name in files
-                if name.endswith((".model", ".tiktoken", ".txt")) or name == "vocab.json"
-            ]
-            hint = f" (it has {', '.join(other)})" if other else ""
-            raise RequestError(
-                f"{weights.label!r} has no {TOKENIZER}{hint}. A tokenizer in another format becomes one by "
-                "AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL) of transformers (which reads a .model "
-                "with sentencepiece and protobuf installed)"
-            )
+        files = with_json(small_files(weights), weights.label)
         tokenizer = read_tokenizer(files, weights.label, rows)
         embedding = reading.name(_embedding(reading), {})
         if tokenizer.holes:
