@@ -269,7 +269,7 @@ class _Merge:
             from merganser.recipe.vocabularies import merge_vocabularies
 
             self.opened, files = merge_vocabularies(
-                recipe.vocabulary, self.opened, recipe.base, merged=recipe.merged
+                recipe.vocabulary, self.opened, recipe.base, merged=recipe.merged, ends=recipe.ends
             )
             if _arranged(recipe):  # all have the result's tokenizer now
                 joined = {*recipe.merged, *([] if recipe.base is None else [recipe.base])}

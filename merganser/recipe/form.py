@@ -164,6 +164,15 @@ class Recipe:
         return tuple(sorted(found if self.base is None else found | {self.base}))
 
     @property
+    def ends(self) -> tuple[frozenset[int], frozenset[int]] | None:
+        """The models of the first slice and those of the last, where mergekit tells them apart: its rows are theirs."""
+        if not self.mergekit or len(self.parts) != 1 or len(self.parts[0].slices) < 2:
+            return None
+        first, *_, last = self.parts[0].slices
+        before, after = (frozenset(source.model for source in one.sources) for one in (first, last))
+        return before, after
+
+    @property
     def simple(self) -> bool:
         """Whether whole models are merged, all in one way."""
         return len(self.parts) == 1 and len(self.parts[0].slices) == 1 and not self.parts[0].sliced

@@ -72,7 +72,7 @@ def places(reading: Reading, after: float) -> dict[str, float]:
             last = reading.sizes[Axis(axis)] - 1
             found[name] = min(dict(named.at)[axis] / last, 1.0) if last else 1.0
         else:
-            found[name] = after if _after(reading, named) else 0.0
+            found[name] = after if stands_after(reading, named) else 0.0
     for head, shared in reading.left_out.items():
         found[head] = found[shared]
     return found
@@ -84,7 +84,7 @@ def _layer_axis(reading: Reading, named: NamedTensor) -> str | None:
     return tops[0] if tops else None
 
 
-def _after(reading: Reading, named: NamedTensor) -> bool:
+def stands_after(reading: Reading, named: NamedTensor) -> bool:
     """Whether a tensor outside the layers stands after the last of them in its family's file."""
     order = [spec.pattern for spec in reading.family.tensors]
     tops = {name for name, spec in reading.family.indices.items() if not spec.scope}

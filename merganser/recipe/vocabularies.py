@@ -183,6 +183,7 @@ def merge_vocabularies(
     base: int | None,
     *,
     merged: Collection[int] | None = None,
+    ends: tuple[Collection[int], Collection[int]] | None = None,
 ) -> tuple[list[Weights], dict[str, bytes | None]]:
     """The models with their rows arranged for one output tokenizer, and the tokenizer's files that the result gets.
 
@@ -198,7 +199,8 @@ def merge_vocabularies(
     Rows, for every tensor with a row per token. A model keeps its own row of a token that it has, unless the token is
     listed with `force`. Else it gets, where the token is listed with a source, that row; where one model alone has the
     token, that model's; where the base has it, the base's; where several others have it, their mean; where no model has
-    it, zeros. Without a base in the recipe, the mean counts all models.
+    it, zeros. Without a base in the recipe, the mean counts all models. ends: the models that count so for what stands
+    before the layers and for what stands after them, where a recipe takes layers of several (default: all).
 
     Padding. Rows after the last token of the model whose tokenizer it is stay ("keep"), as many as there is room for
     below its old number of rows: every model's own where it has a row without a token at that place, else that of the
@@ -233,7 +235,7 @@ def merge_vocabularies(
             note, changed = templated(vocabulary, files, everyone, order, [])
             told = {"step": "chat_template", **note}
             return [w.with_note(told) if i in chosen else w for i, w in enumerate(everyone)], changed
-        return Merge(vocabulary, everyone, order, base).result()
+        return Merge(vocabulary, everyone, order, base, ends).result()
     except (RequestError, AlgebraError, CheckpointError) as error:
         if str(error).startswith(vocabulary.place):
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +25,20 @@ SHOWN_TOKENS = 20
 
 
 class Merge:
-    """Vocabularies that come to one. `order` are the merged models, the one that lends its files first."""
+    """Vocabularies that come to one. `order` are the merged models, the one that lends its files first.
+
+    ends: the models whose rows may go into what stands before the layers, and into what stands after them.
+    """
 
     def __init__(
-        self, vocabulary: Vocabulary, models: list[Weights], order: list[int], base: int | None
+        self,
+        vocabulary: Vocabulary,
+        models: list[Weights],
+        order: list[int],
+        base: int | None,
+        ends: tuple[Collection[int], Collection[int]] | None = None,
     ) -> None:
+        self.ends = ends
         self.vocabulary = vocabulary
         self.models = models
         self.order = order
@@ -74,12 +84,19 @@ class Merge:
 
     def _rows(self) -> Rows:
         """Where every row of every merged model comes from."""
+        if self.ends is None:
+            return self._rows_of(self.order)
+        before, after = self.ends
+        return replace(self._rows_of(before), after=self._rows_of(after))
+
+    def _rows_of(self, lenders: Collection[int]) -> Rows:
+        """As `_rows`, where a model lacks a token and only these may give the row."""
         size, count = len(self.tokens), len(self.order)
         have = np.empty((count, size), np.int64)
         for k, i in enumerate(self.order):
             ids = self.known[i].tokenizer.ids
             have[k] = [ids.get(token, -1) for token in self.tokens]
-        held = have >= 0
+        held = (have >= 0) & np.isin(self.order, list(lenders))[:, None]
         number = held.sum(axis=0)
         donor = np.where(number == 1, held.argmax(axis=0), -1)
         if self.base is not None:
@@ -92,6 +109,7 @@ class Merge:
             row=row,
             mean=(number > 1) & (donor < 0),
             force=np.zeros(size, bool),
+            lends=None if len(lenders) == count else np.isin(self.order, list(lenders)),
         )
         for token, source in self.vocabulary.tokens.items():
             self._listed(rows, self.tokenizer.ids[token], token, source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from merganser.algebra.rearranged import Indices, joined, taken
 from merganser.architectures import Axis, Reading
 from merganser.errors import AlgebraError
 from merganser.methods.vocabulary._shared import VOCAB, Vocabulary
+from merganser.recipe.slices import stands_after
 from merganser.tokenizer import Tokenizer
 
 ZERO, MEAN = -1, -2
@@ -33,11 +34,17 @@ class Rows:
     row: Indices
     mean: np.ndarray
     force: np.ndarray
+    lends: np.ndarray | None = None
+    """[merged]: whether a model's rows count in a mean; None where all do."""
     home: dict[int, Indices] = field(default_factory=dict)
     at: dict[int, Indices] = field(default_factory=dict)
+    after: Rows | None = None
+    """Those of tensors that stand after the last layer, where they come from other models than the embedding's."""
 
     def place(self, k: int, padding: Sequence[int]) -> None:
         """Settle the rows of merged model `k`; `padding` are the homes of the rows after the tokens."""
+        if self.after is not None:
+            self.after.place(k, padding)
         size = len(self.donor)
         own = (self.have[k] >= 0) & ~self.force
         other = np.where(self.donor >= 0, self.donor, np.where(self.mean, MEAN, ZERO))
@@ -48,6 +55,8 @@ class Rows:
 
     def same(self, k: int, rows: int) -> bool:
         """Whether merged model `k`, of so many rows, stays as it is."""
+        if self.after is not None and not self.after.same(k, rows):
+            return False
         return bool((self.home[k] == self.order[k]).all()) and np.array_equal(self.at[k], np.arange(rows))
 
     def kept_padding(self, k: int, size: int) -> frozenset[int]:
@@ -67,7 +76,8 @@ class Rows:
             entry, dim = weights.entry(name), _dimension(reading, name, axis)
             entries[name] = entry
             if dim is not None:
-                made = self._made(k, models, name, dim)
+                last = self.after is not None and stands_after(reading, reading.tensors[name])
+                made = (self.after if last and self.after is not None else self)._made(k, models, name, dim)
                 entries[name] = Entry(made, entry.degree)
         for i in self._donors(k):
             used |= {id(c): c for c in models[i].checkpoints}
@@ -77,6 +87,8 @@ class Rows:
         )
 
     def _donors(self, k: int) -> list[int]:
+        if self.after is not None:
+            return sorted({*replace(self, after=None)._donors(k), *self.after._donors(k)})
         found = set(self.home[k].tolist()) - {ZERO, MEAN, self.order[k]}
         for pattern, _ in self._means(k):
             found |= {self.order[m] for m in pattern}
@@ -87,7 +99,10 @@ class Rows:
         tokens = np.flatnonzero(self.home[k] == MEAN)
         if not len(tokens):
             return []
-        patterns, which = np.unique(self.have[:, tokens].T >= 0, axis=0, return_inverse=True)
+        held = self.have[:, tokens] >= 0
+        if self.lends is not None:
+            held &= self.lends[:, None]
+        patterns, which = np.unique(held.T, axis=0, return_inverse=True)
         return [
             (tuple(np.flatnonzero(pattern).tolist()), tokens[which.reshape(-1) == number])
             for number, pattern in enumerate(patterns)

@@ -760,3 +760,38 @@ def test_the_recipes_of_the_page(trained: Any, tmp_path: Path) -> None:
     for number, text in enumerate(texts):
         new = trained.Model(saved(text, tmp_path / f"out{number}"))
         assert new.ids(ENGLISH[0]) and len(new.embedding) == new.config["vocab_size"] >= len(new.tokenizer)
+
+
+@pytest.mark.parametrize("base", [None, "c"])
+def test_rows_at_the_ends_of_slices_come_from_the_models_of_their_slice(
+    base: str | None, tmp_path: Path
+) -> None:
+    """mergekit 0.1.5 (PermutedEmbeddings): a token that a slice's models lack gets their rows alone, else zeros."""
+    words = {"a": ["u", "x", "y"], "b": ["u", "y", "z", "both"], "c": ["u", "both", "w", "x"]}
+    opened = {k: model(tmp_path / k, tokens, seed=9 * i) for i, (k, tokens) in enumerate(words.items())}
+    slices = [["a", "b"], ["b", "c"]]
+    text = f"merge_method: linear\ntokenizer_source: union\n{f'base_model: {tmp_path / base}' if base else ''}\nslices:\n"
+    for sources in slices:
+        entries = ", ".join(
+            f"{{model: {tmp_path / k}, layer_range: [0, 1], parameters: {{weight: 1}}}}" for k in sources
+        )
+        text += f"- sources: [{entries}]\n"
+    weights, fields = build(load(text))
+    mg.save(weights, tmp_path / "out", sync=False, **fields)
+    made = read_model(tmp_path / "out")
+    raw = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    ids = raw["model"]["vocab"] | {one["content"]: one["id"] for one in raw["added_tokens"]}
+    assert set(ids) == {word for tokens in words.values() for word in tokens}
+    for name, sources in ((EMBEDDING, slices[0]), (HEAD, slices[1])):
+        rows = {k: {w: mg.compute(opened[k], name)[i] for i, w in enumerate(words[k])} for k in sources}
+        for word, at in ids.items():
+            held = [rows[k][word] for k in sources if word in rows[k]]
+            given = (
+                np.zeros(WIDTH)
+                if not held
+                else rows[base][word]
+                if base in sources and word in rows[base]
+                else np.mean(held, axis=0)
+            )
+            exact = np.mean([rows[k].get(word, given) for k in sources], axis=0)
+            np.testing.assert_allclose(made[name][at], exact, rtol=1e-5, atol=1e-6, err_msg=f"{name} {word}")
