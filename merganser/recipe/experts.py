@@ -269,7 +269,7 @@ class _Reader:
         if not isinstance(raw, list):
             raise self.error(place, f"expected a list of texts, not {shown(raw)}")
         for i, prompt in enumerate(raw):
-            if not isinstance(prompt, str) or not prompt:
+            if not isinstance(prompt, str):
                 raise self.error(f"{place}[{i}]", f"expected text, in quotes if need be, not {shown(prompt)}")
         return tuple(raw)
 
@@ -287,7 +287,7 @@ class _Reader:
         return number
 
     def per_token(self) -> int:
-        raw = self.raw.get("experts_per_token")
+        raw = self.keys.whole(self.raw.get("experts_per_token"), "experts_per_token")
         if raw is None:
             return 2
         if isinstance(raw, bool) or not isinstance(raw, int) or raw < 1:

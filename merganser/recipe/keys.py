@@ -52,6 +52,19 @@ class Keys:
         """A known key whose value mergekit takes no notice of, or takes otherwise than it stands there."""
         self.ignored.append(f"{place} ({why})")
 
+    def whole(self, raw: Any, place: str) -> Any:
+        """A whole number that is written as text or with a point, as mergekit takes it; all else as it stands."""
+        if not self.mergekit or isinstance(raw, bool) or not isinstance(raw, str | float):
+            return raw
+        try:
+            number = float(raw)
+        except ValueError:
+            return raw
+        if not number.is_integer():
+            return raw
+        self.left_out(place, f"{raw!r} is taken as {int(number)}")
+        return int(number)
+
 
 def note_of(ignored: Collection[str]) -> dict[str, Any]:
     """The note of a result whose recipe has such keys."""

@@ -321,6 +321,9 @@ class Reader:
     def _layers(self, raw: Any, place: str) -> tuple[int, int] | None:
         if raw is None:
             return None
+        if isinstance(raw, list):
+            here = place.removeprefix(f"{self.source}: ")
+            raw = [self.keys.whole(one, f"{here}[{i}]") for i, one in enumerate(raw)]
         good = (
             isinstance(raw, list)
             and len(raw) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from makers import normal, read_model, write_model
+from tiny_llamas import llama
 
 from merganser import recipe
 from merganser.cli import run
@@ -42,6 +43,10 @@ READ_OVER = {
         LINEAR + "parameters: {normalize: 2.5}\n",
         "parameters.normalize (2.5 is taken as True)",
     ),
+    "a layer in quotes": (
+        'merge_method: passthrough\nslices: [{sources: [{model: c, layer_range: ["0", 2.0]}]}]\n',
+        "layer_range[0] ('0' is taken as 0), slices[0].sources[0].layer_range[1] (2.0 is taken as 2)",
+    ),
     "twice": (
         LINEAR + "parameters: {normalize: false}\nparameters: {normalize: true}\n",
         "the key 'parameters' is given twice (as PyYAML reads it)",
@@ -67,6 +72,7 @@ models:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate("ab"):
         write_model(tmp_path / name, {"x": normal(4, seed=seed)})
+    llama(tmp_path / "c", 3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -137,5 +143,7 @@ experts:
 tokenizer: union
 """
     assert recipe.load(text).ignored == ("tokenizer", "experts[0].weight")
+    prompts = text.replace("random", "hidden").replace("b}", "b, positive_prompts: ['']}")
+    assert recipe.load(prompts.replace("weight: 0.5", "positive_prompts: [x]")).ignored == ("tokenizer",)
     with pytest.raises(RequestError, match="did you mean 'gate_mode'"):
         recipe.load(text.replace("gate_mode", "gate_mod"))

@@ -770,7 +770,8 @@ def test_rows_at_the_ends_of_slices_come_from_the_models_of_their_slice(
     words = {"a": ["u", "x", "y"], "b": ["u", "y", "z", "both"], "c": ["u", "both", "w", "x"]}
     opened = {k: model(tmp_path / k, tokens, seed=9 * i) for i, (k, tokens) in enumerate(words.items())}
     slices = [["a", "b"], ["b", "c"]]
-    text = f"merge_method: linear\ntokenizer_source: union\n{f'base_model: {tmp_path / base}' if base else ''}\nslices:\n"
+    text = "merge_method: linear\ntokenizer_source: union\n"
+    text += (f"base_model: {tmp_path / base}\n" if base else "") + "slices:\n"
     for sources in slices:
         entries = ", ".join(
             f"{{model: {tmp_path / k}, layer_range: [0, 1], parameters: {{weight: 1}}}}" for k in sources
