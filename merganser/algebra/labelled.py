@@ -119,6 +119,8 @@ def rows_taken(weights: Weights, order: Order) -> Weights:
         entry = entries.get(name)
         if entry is None or entry.expression.is_scalar or len(entry.expression.shape) <= dim:
             continue
+        if entry.expression.shape[dim] == len(index) + 1:  # a detector's last row stays, which is of no label
+            index = np.append(index, len(index))
         along = [index if k == dim else None for k in range(len(entry.expression.shape))]
         entries[name] = replace(entry, expression=taken(entry.expression, along))
     return weights._with(entries)
@@ -136,10 +138,13 @@ def other_rows(weights: Weights, reference: Weights) -> dict[str, tuple[int, Ind
         own, wanted = labels_of(weights), labels_of(reference)
         if own is None or wanted is None:
             raise
+        shared = _shared_rows(weights, reference)
+        if any(weights[name].shape[dim] != len(own) for name, dim in shared.items()):
+            raise  # a row for no label, which is no label to leave out or to fill up
         place = {name: k for k, name in enumerate(own)}
         here = np.array([place.get(name, -1) for name in wanted], np.int64)
         extra = np.array([k for k, name in enumerate(own) if name not in set(wanted)], np.int64)
-        return {name: (dim, here, extra) for name, dim in _shared_rows(weights, reference).items()}
+        return {name: (dim, here, extra) for name, dim in shared.items()}
     return {}
 
 

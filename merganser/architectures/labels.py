@@ -66,7 +66,7 @@ def numbered(names: Sequence[str]) -> bool:
 def label_rows(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], count: int
 ) -> dict[str, int] | None:
-    """The tensors with an element for each of `count` labels, and in which dimension.
+    """The tensors with an element for each of `count` labels (a detector's have one more, for none), and where.
 
     By the family's file; in a model without one, the one module that is called as classifiers are, or in a classifier
     the one module of so many rows. None where that is not clear.
@@ -90,9 +90,9 @@ def _guessed(
     if not found:
         if not _CLASSIFIER.search(" ".join(map(str, config.get("architectures") or ()))):
             return {}
-        # Detectors have one row more, for no object, so the rows are not the labels.
-        if any(shape[:1] == (count + 1,) for shape in called.values()):
-            return None
+        # Detectors have one row more, the last, for no object.
+        if more := [name for name, shape in called.items() if shape[:1] == (count + 1,)]:
+            return dict.fromkeys(more, 0) if len({name.rpartition(".")[0] for name in more}) == 1 else None
         found = [name for name, shape in shapes.items() if shape[:1] == (count,) and "embed" not in name]
     if not found:
         return {}

@@ -217,7 +217,7 @@ class Formula:
         return self._value(self._tree, lookup)
 
     def _value(self, node: ast.expr, lookup: Callable[[str], Any]) -> Any:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | str):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
             return node.value
         if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
             value = self._found(node, lookup)

@@ -42,7 +42,7 @@ def command(
     opened = [open_weights(path, allow_pickle=saving.allow_pickle) for path in (patch, old, new)]
     other = None if fresh is None else open_weights(fresh, allow_pickle=saving.allow_pickle)
     ported = port(*opened, scale=scale, fresh=other, threads=saving.threads, memory=limit)
-    report = dict(ported.notes[-1])
+    report = dict(next(note for note in ported.notes if note.get("step") == "port"))
     if not saving.as_json and not saving.quiet:
         _show(report, rows)
     if out is None:

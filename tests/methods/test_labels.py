@@ -318,6 +318,7 @@ def test_a_head_that_is_not_found_is_refused_where_orders_differ(tmp_path, monke
         )
         arrays = {
             "class_labels_classifier.weight": np.zeros((5, 3), np.float32),
+            "auxiliary.classifier.weight": np.zeros((5, 3), np.float32),
             "bbox.bias": np.zeros(4, np.float32),
         }
         write_model(tmp_path / name, arrays, config)
