@@ -82,7 +82,7 @@ def compare(
     rated = [(task, measures_of(task)) for task in paired]
     tasks = [Scored(task, measures, plan, notes) for task, measures in rated if measures]
     if not tasks:
-        raise RequestError("no task has a score (right, loss, nats, similarity) in all models")
+        raise RequestError("no task has a score (right, loss, nats, similarity, a metric) in all models")
     notes += [
         f"task {task.name!r} has no score that all models have and is left out"
         for task, measures in rated

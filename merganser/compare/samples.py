@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merganser.errors import RequestError, did_you_mean, listing
+from merganser.evaluate.metrics import EXTRA
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +57,8 @@ class Samples:
             if len(column) != count:
                 raise RequestError(f"column {name!r} has {len(column)} entries and id has {count}")
         nothing: list[Any] = [None] * count
-        numbers = {name: _numbers(columns.get(name, nothing)) for name in NUMBERS}
+        extra = [name for name in columns if name.startswith(EXTRA)]
+        numbers = {name: _numbers(columns.get(name, nothing)) for name in (*NUMBERS, *extra)}
         texts = {name: [None if v is None else str(v) for v in columns.get(name, nothing)] for name in TEXTS}
         choices = [tuple(map(str, row)) if row is not None else () for row in columns.get("choices", nothing)]
         logs = _log_probabilities(columns.get("log_probabilities", nothing))
@@ -123,7 +125,18 @@ class Task:
 
     def number(self, name: str) -> Array:
         """[samples, runs]"""
-        return np.stack([one.numbers[name] for one in self.samples], axis=1)
+        nothing = np.full(len(self), np.nan)
+        return np.stack([one.numbers.get(name, nothing) for one in self.samples], axis=1)
+
+    @property
+    def extra(self) -> list[str]:
+        """The columns of metrics of other tools that all runs have."""
+        first, *others = self.samples
+        return [
+            name
+            for name in first.numbers
+            if name.startswith(EXTRA) and all(name in one.numbers for one in others)
+        ]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merganser.compare.samples import Array, Rows, Samples, Task
+from merganser.evaluate.metrics import EXTRA
 
 HIGHER, LOWER = 1, -1
 SHARES = ("accuracy", "accuracy, normalised", "exact match")
@@ -83,7 +84,8 @@ def measures_of(task: Task) -> list[Measure]:
     log-probabilities divided by the choices' lengths, where the results have it. spearman, pearson:
     correlation of similarity and target. bits per byte: sum of nats / (ln 2 x sum of bytes); where bytes are
     missing, nats per token. loss: mean of -ln p(right answer). brier: mean over samples of sum over choices
-    of (p - [choice is the answer])^2, from 0 to 2 (Brier 1950). A sample in which some run has no finite
+    of (p - [choice is the answer])^2, from 0 to 2 (Brier 1950). Last the means of another tool's metrics (pass@1, f1),
+    which are taken to be better the higher they are. A sample in which some run has no finite
     value is left out for all.
     """
     found: list[Measure] = []
@@ -109,9 +111,14 @@ def measures_of(task: Task) -> list[Measure]:
         parts = np.where(wholes > 0, nats, np.nan)
         if len(_rows(parts)[0]):
             add(name, LOWER, parts, wholes * scale)
-            return found
-    add("loss", LOWER, task.number("loss"))
-    add("brier", LOWER, np.stack([brier(one) for one in task.samples], axis=1))
+            break
+    else:
+        add("loss", LOWER, task.number("loss"))
+        add("brier", LOWER, np.stack([brier(one) for one in task.samples], axis=1))
+    for name in task.extra:
+        values = task.number(name)
+        held = values[np.isfinite(values)]
+        add(name.removeprefix(EXTRA), HIGHER, values, binary=bool(np.isin(held, (0, 1)).all()))
     return found
 
 

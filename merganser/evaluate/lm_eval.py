@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,19 @@ _KINDS = {
 }
 _DATE = r"\d{4}-\d{2}-\d{2}T[0-9.:-]+"
 _SAMPLES = re.compile(rf"samples_(?P<task>.+?)(?:_(?P<date>{_DATE}))?\.jsonl?")
-_RESULTS = re.compile(rf"results(?:_(?P<date>{_DATE}))?\.json")
+_RESULTS = re.compile(rf"(?:results|.+(?=_{_DATE}\.json))(?:_(?P<date>{_DATE}))?\.json")
+"""A report: `results` with or without a date, or what `--output_path FILE.json` makes of FILE."""
 _KNOWN = {
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash",
     "target_hash",
 }  # fmt: skip
-_RIGHT = ("exact_match", "acc")
+_RIGHT = {"multiple_choice": ("acc",), "generation": ("exact_match", "acc")}
+"""What says of a kind's sample that it is right; exact_match of choices says that greedy decoding gives the answer."""
+_MEANS = ("acc", "acc_norm", "acc_bytes", "exact_match")
+_NO_MEANS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "weighted_perplexity", "mcc", "ter",
+             "bleu", "chrf", "brier_score")  # fmt: skip
+"""Metrics whose score is no mean of the samples' numbers, where the task does not say how it is made."""
+CLOSE = 1e-6
 
 
 def is_lm_eval(path: str | Path) -> bool:
@@ -51,12 +59,14 @@ def read_lm_eval(path: str | Path) -> Results:
 
     A task with several filters becomes `TASK,FILTER`. Kinds: multiple_choice; generate_until is generation;
     loglikelihood_rolling is perplexity (without tokens, which the logs do not have); loglikelihood (LAMBADA)
-    is generation, right where greedy decoding gives the target, with its loss. right is the log's exact_match
-    or acc where those are 0 or 1; other metrics of a number a sample are columns `metric.NAME`. input_digest
-    covers arguments and target, so that samples of other prompts do not pair. What the log reports is
-    `reported`.
+    is generation, right where greedy decoding gives the target, with its loss and its perplexity. right is acc (of
+    generation exact_match, else acc) where that is 0 or 1 in all samples. Other metrics of a number a sample, true and
+    false among them, are columns `metric.NAME` where their score is a mean by the task's metric_list; those of another
+    aggregation are in `reported` only, which is what the log reports. input_digest covers arguments and target, so that
+    samples of other prompts do not pair.
 
-    Raises `RequestError` for logs without samples, and for lines that are damaged, naming file and line.
+    Raises `RequestError` for logs without samples, for lines that are damaged, naming file and line, and where a score
+    of the samples is not the one that is reported.
     """
     place = _results_file(Path(path))
     if place is None:
@@ -68,8 +78,8 @@ def read_lm_eval(path: str | Path) -> Results:
     tasks: dict[str, TaskResult] = {}
     for task, file in sorted(files.items()):
         samples = list(_samples(file))
-        for name, part in _by_filter(task, samples, report, file).items():
-            tasks[name] = _task(task, part, report, file)
+        for name, (filter_, part) in _by_filter(task, samples, report, file).items():
+            tasks[name] = _task(task, filter_, part, report, file)
     config = report.get("config") if isinstance(report.get("config"), dict) else {}
     label = report.get("model_name") or config.get("model_args") or config.get("model") or place.parent.name
     identity = config.get("model_sha") or None
@@ -170,8 +180,8 @@ def _lines(file: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 def _by_filter(
     task: str, samples: Sequence[Sample], report: Mapping[str, Any], file: Path
-) -> dict[str, list[Sample]]:
-    """Samples of each filter. Logs from before 0.4.6 do not name it: there a document's samples come in its order."""
+) -> dict[str, tuple[str, list[Sample]]]:
+    """The filter and the samples, by name. Logs from before 0.4.6 name no filter: a document's samples are in order."""
     groups: dict[str, list[Sample]] = {}
     if all("filter" in sample for sample in samples):
         for sample in samples:
@@ -188,18 +198,94 @@ def _by_filter(
         if len(set(ids)) < len(ids):
             twice = next(one for one in ids if ids.count(one) > 1)
             raise RequestError(f"{file}: doc_id {twice} is there twice for the filter {name!r}")
-    return {task if len(groups) == 1 else f"{task},{name}": part for name, part in groups.items()}
+    return {task if len(groups) == 1 else f"{task},{name}": (name, part) for name, part in groups.items()}
 
 
-def _task(task: str, samples: Sequence[Sample], report: Mapping[str, Any], file: Path) -> TaskResult:
+def _task(
+    task: str, filter_: str, samples: Sequence[Sample], report: Mapping[str, Any], file: Path
+) -> TaskResult:
     config = (report.get("configs") or {}).get(task) or {}
     kind = _KINDS.get(str(config.get("output_type")), "")
+    told = report["results"].get(task)
+    told = told if isinstance(told, Mapping) else {}
+    scores = {name: told.get(f"{name},{filter_}", told.get(name)) for name in _metrics(samples)}
+    reported = {name: float(v) for name, v in scores.items() if _is_number(v) and math.isfinite(v)}
     try:
         kind = kind or _guessed(samples[0])
-        columns = _columns(kind, samples)
+        extra = _extra(kind, samples, config, reported, f"{file}: task {task!r}")
+        columns = _columns(kind, samples, extra)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise RequestError(f"{file}: samples are not of the form that lm-eval logs: {error}") from None
-    return TaskResult.of(kind, columns, data=file.name, data_digest=digest_file(file))
+    found = TaskResult.of(kind, columns, data=file.name, data_digest=digest_file(file))
+    if kind == "generation" and "perplexity" in _metrics(samples) and "loss" in found.metrics:
+        perplexity = math.exp(min(found.metrics["loss"], 700.0))
+        found = replace(found, metrics={**found.metrics, "perplexity": perplexity})
+    ours = {_right_of(kind, samples): "exact_match" if kind == "generation" else "accuracy"}
+    ours |= {"acc_norm": "accuracy_norm", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
+    for theirs, name in ours.items():
+        if theirs in reported and name in found.metrics:
+            _check(theirs, found.metrics[name], reported[theirs], f"{file}: task {task!r}")
+    return found
+
+
+def _check(name: str, made: float, told: float, place: str) -> None:
+    """Raise where the score of the samples is not the reported one."""
+    if not math.isclose(made, told, rel_tol=CLOSE, abs_tol=CLOSE):
+        raise RequestError(
+            f"{place}: {name} is {told:g} in the report and {made:g} over the samples, so these are not of one run, or "
+            "the metric is another one here. Take both from one run of lm-eval"
+        )
+
+
+def _metrics(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """What the samples hold beside the fields that all logs have, by name."""
+    names = dict.fromkeys(name for sample in samples for name in sample if name not in _KNOWN)
+    return {name: [sample.get(name) for sample in samples] for name in names}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _right_of(kind: str, samples: Sequence[Sample]) -> str | None:
+    """The metric that is 1 or 0 for right or wrong."""
+    found = _metrics(samples)
+    for name in _RIGHT.get(kind, ()):
+        told = [value for value in found.get(name, []) if value is not None]
+        if told and all(_is_number(value) and value in (0, 1) for value in told):
+            return name
+    return None
+
+
+def _extra(
+    kind: str,
+    samples: Sequence[Sample],
+    config: Mapping[str, Any],
+    reported: Mapping[str, float],
+    place: str,
+) -> dict[str, list[float | None]]:
+    """Metrics of one number a sample whose score is their mean, but for those that have columns of their own."""
+    listed = config.get("metric_list")
+    declared = {
+        str(one.get("metric")): one.get("aggregation") for one in listed or () if isinstance(one, Mapping)
+    }
+    own = {_right_of(kind, samples)} | ({"acc_norm"} if kind == "multiple_choice" else set())
+    found: dict[str, list[float | None]] = {}
+    for name, values in _metrics(samples).items():
+        if name in own or not all(value is None or _is_number(value) for value in values):
+            continue
+        numbers = [None if value is None else float(value) for value in values]
+        known = [value for value in numbers if value is not None and math.isfinite(value)]
+        how = declared.get(name)
+        if (name in _NO_MEANS if how is None else how not in ("mean", "nanmean")) or not known:
+            continue
+        if name in reported:
+            mean = sum(known) / len(known)
+            if how is None and name not in _MEANS and not math.isclose(mean, reported[name], rel_tol=CLOSE):
+                continue  # the task makes its score in a way of its own, and does not say which
+            _check(name, mean, reported[name], place)
+        found[name] = [None if value is None or not math.isfinite(value) else value for value in numbers]
+    return found
 
 
 def _guessed(sample: Sample) -> str:
@@ -212,22 +298,29 @@ def _guessed(sample: Sample) -> str:
     return "generation"
 
 
-def _columns(kind: str, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+def _columns(
+    kind: str, samples: Sequence[Sample], extra: Mapping[str, list[float | None]]
+) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {"id": [], "input_digest": []}
-    rows = [_row(kind, sample) for sample in samples]
+    right, by_text = _right_of(kind, samples), kind == "multiple_choice" and _targets_are_texts(samples)
+    rows = [_row(kind, sample, right, by_text) for sample in samples]
     for sample, row in zip(samples, rows, strict=True):
         row["id"] = str(sample["doc_id"])
         row["input_digest"] = _digest(sample)
     for name in dict.fromkeys(name for row in rows for name in row):
         columns[name] = [row.get(name) for row in rows]
-    return columns
+    return columns | {f"{EXTRA}{name}": values for name, values in extra.items()}
 
 
-def _row(kind: str, sample: Sample) -> dict[str, Any]:
-    row: dict[str, Any] = {"answer": str(sample.get("target", "")), "right": _right(sample)}
+def _row(kind: str, sample: Sample, right: str | None, by_text: bool) -> dict[str, Any]:
+    told = None if right is None else sample.get(right)
+    row: dict[str, Any] = {
+        "answer": str(sample.get("target", "")),
+        "right": None if told is None else bool(told),
+    }
     responses = sample["filtered_resps"]
     if kind == "multiple_choice":
-        row |= _choice(sample)
+        row |= _choice(sample, by_text)
     elif kind == "perplexity":
         row["answer"] = None
         counted = sample.get("byte_perplexity", sample.get("bits_per_byte"))
@@ -238,19 +331,23 @@ def _row(kind: str, sample: Sample) -> dict[str, Any]:
     else:
         output = _first(sample.get("resps", responses))
         row |= {"prediction": _first(responses), "text": output}
-    used = {
-        "multiple_choice": ("acc", "acc_norm"),
-        "perplexity": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
-    }
-    for name, value in sample.items():
-        if name in _KNOWN or name in used.get(kind, ()) or isinstance(value, bool | str):
-            continue
-        if isinstance(value, int | float) and not (name in _RIGHT and row["right"] is not None):
-            row[f"{EXTRA}{name}"] = float(value)
     return row
 
 
-def _choice(sample: Sample) -> dict[str, Any]:
+def _targets_are_texts(samples: Sequence[Sample]) -> bool:
+    """Whether targets that are numbers are choices and not places of choices: by what the log calls right."""
+    by_place = by_text = 0
+    for sample in samples:
+        told = sample.get("acc")
+        if not _is_number(told) or told not in (0, 1):
+            continue
+        rows = [_choice(sample, text) for text in (False, True)]
+        place, text = ((row["prediction"] == row["answer"]) == bool(told) for row in rows)
+        by_place, by_text = by_place + place, by_text + text
+    return by_text > by_place
+
+
+def _choice(sample: Sample, by_text: bool) -> dict[str, Any]:
     pairs = [_pair(one) for one in sample["filtered_resps"]]
     if not pairs or any(pair is None for pair in pairs):
         raise ValueError(f"doc_id {sample['doc_id']}: responses are no log-probabilities")
@@ -274,22 +371,13 @@ def _choice(sample: Sample) -> dict[str, Any]:
         "right_norm": None if sample.get("acc_norm") is None else bool(float(sample["acc_norm"])),
     }
     target = str(sample.get("target", ""))
-    if target.isdecimal() and int(target) < len(texts):
-        row |= {"answer": texts[int(target)], "loss": -values[int(target)]}
-    else:
-        same = [k for k, text in enumerate(texts) if text.strip() == target.strip()]
-        row |= {"answer": texts[same[0]], "loss": -values[same[0]]} if same else {"answer": target}
+    same = [k for k, text in enumerate(texts) if text.strip() == target.strip()]
+    if target.isdecimal() and int(target) < len(texts) and not (by_text and same):
+        same = [int(target)]
+    row |= {"answer": texts[same[0]], "loss": -values[same[0]]} if same else {"answer": target}
     if row.get("loss") is not None and not math.isfinite(row["loss"]):
         row["loss"] = None
     return row
-
-
-def _right(sample: Sample) -> bool | None:
-    for name in _RIGHT:
-        value = sample.get(name)
-        if isinstance(value, int | float) and float(value) in (0.0, 1.0):
-            return bool(value)
-    return None
 
 
 def _pair(response: Any) -> tuple[float, Any] | None:

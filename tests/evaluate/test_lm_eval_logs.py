@@ -81,6 +81,11 @@ REPORT = {
 }  # fmt: skip
 
 
+def reporting(task, **scores):
+    """A report with other scores of one task."""
+    return {**REPORT, "results": {task: {f"{name},none": value for name, value in scores.items()}}}
+
+
 def as_text(value):
     """What lm-eval's sanitize_list does."""
     return [as_text(one) for one in value] if isinstance(value, list | tuple) else str(value)
@@ -166,7 +171,8 @@ def test_every_layout_says_the_same(tmp_path, layout):
     lambada = found.tasks["lambada"]
     assert lambada.column("right") == [True]
     assert lambada.column("loss") == [1.25]
-    assert lambada.column("metric.perplexity") == [-1.25]
+    assert lambada.metrics["perplexity"] == pytest.approx(math.exp(1.25))
+    assert "metric.perplexity" not in lambada.table.column_names, "its score is no mean"
     assert found.reported["arc"]["acc,none"] == 0.5
     assert "exact_match_stderr,strict-match" not in found.reported["gsm"]
 
@@ -177,7 +183,8 @@ def test_choices_without_context_for_mutual_information_are_no_choices(tmp_path)
     sample["arguments"] += [("", text) for _, text in bare["arguments"]]
     for key in ("resps", "filtered_resps"):
         sample[key] += bare[key]
-    found = read_results(write_new(tmp_path / "log", {"arc": [sample]})).tasks["arc"]
+    report = reporting("arc", acc=1.0, acc_mutual_info=0.0)
+    found = read_results(write_new(tmp_path / "log", {"arc": [sample]}, report=report)).tasks["arc"]
     assert found.column("choices") == [[" choice 0", " choice 1"]]
     assert found.column("log_probabilities") == [[-3.0, -2.5]]
     assert found.column("prediction") == [" choice 1"]
@@ -204,13 +211,109 @@ def test_layouts_pair_with_each_other_and_other_prompts_do_not(tmp_path):
 
 def test_the_newest_run_is_read_and_a_folder_above_is_fine(tmp_path):
     write_new(tmp_path / "logs" / "org__m", {"arc": SAMPLES["arc"]}, "2026-02-01T10-11-12.345678")
-    write_new(tmp_path / "logs" / "org__m", {"arc": SAMPLES["arc"][:1]})
+    write_new(tmp_path / "logs" / "org__m", {"arc": SAMPLES["arc"][:1]}, report=reporting("arc", acc=1.0))
     assert read_results(tmp_path / "logs").tasks["arc"].rows == 1
     old = tmp_path / "logs" / "org__m" / "results_2026-02-01T10-11-12.345678.json"
     assert read_results(old).tasks["arc"].rows == 2
     write_new(tmp_path / "logs" / "org__n", {"arc": SAMPLES["arc"]})
     with pytest.raises(RequestError, match="several models"):
         read_results(tmp_path / "logs")
+
+
+def test_greedy_agreement_is_not_accuracy_of_choices(tmp_path):
+    rows = [choice(k, 0, [-1.0, -2.0], acc=1.0, exact_match=k % 2, acc_bytes=0.0) for k in range(4)]
+    report = reporting("arc", acc=1.0, exact_match=0.5, acc_bytes=0.0)
+    found = read_results(write_new(tmp_path / "log", {"arc": rows}, report=report)).tasks["arc"]
+    assert (found.metrics["accuracy"], found.metrics["exact_match"], found.metrics["acc_bytes"]) == (
+        1,
+        0.5,
+        0,
+    )
+
+
+def test_a_mass_is_a_number_and_no_right_or_wrong(tmp_path):
+    masses = [0.25, 1.0, 0.0, 0.5]
+    rows = [choice(k, 0, [-1.0, -2.0], acc=mass) for k, mass in enumerate(masses)]
+    report = reporting("arc", acc=0.4375)
+    found = read_results(write_new(tmp_path / "log", {"arc": rows}, report=report)).tasks["arc"]
+    assert found.column("right") == [None] * 4
+    assert found.column("metric.acc") == masses
+    assert found.metrics["acc"] == 0.4375 and "accuracy" not in found.metrics
+
+
+def test_scores_that_are_no_means_are_reported_only(tmp_path):
+    """F1 over all samples, corpus BLEU, an aggregation of the task's own."""
+    metric_list = [
+        {"metric": "em", "aggregation": "mean"},
+        {"metric": "f1", "aggregation": "def own(items): ..."},
+    ]
+    rows = [plain(k, "a", "b", em=k % 2, f1=0.5, strict=k == 0, each=[True, False]) for k in range(2)]
+    report = reporting("gsm", em=0.5, f1=0.9, strict=0.5, each=0.25)
+    report["configs"] = {"gsm": {**CONFIGS["gsm"], "metric_list": metric_list}}
+    found = read_results(write_new(tmp_path / "log", {"gsm": rows}, report=report))
+    gsm = found.tasks["gsm"]
+    assert gsm.column("metric.em") == [0.0, 1.0]
+    assert gsm.column("metric.strict") == [1.0, 0.0], "true and false of IFEval"
+    assert not {"metric.f1", "metric.each"} & set(gsm.table.column_names)
+    assert found.reported["gsm"]["f1,none"] == 0.9
+
+
+def test_targets_that_are_numbers_are_places_or_choices_by_what_is_called_right(tmp_path):
+    def numbered(target, best, acc):
+        sample = choice(target, target, [-5.0 + 4.0 * (k == best) for k in range(3)], acc=acc)
+        return sample | {"doc_id": f"{target}{best}", "arguments": [("Q", f" {k + 1}") for k in range(3)]}
+
+    for rows, answers in (
+        ([numbered(1, 1, 1.0), numbered(2, 1, 0.0)], [" 2", " 3"]),  # places
+        ([numbered(1, 1, 0.0), numbered(2, 1, 1.0)], [" 1", " 2"]),  # choices
+    ):
+        folder = tmp_path / answers[0].strip()
+        report = reporting("arc", acc=0.5)
+        found = read_results(write_new(folder, {"arc": rows}, report=report)).tasks["arc"]
+        assert found.column("answer") == answers
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "scores"),
+    [
+        ("arc", SAMPLES["arc"], {"acc": 0.75}),
+        ("arc", SAMPLES["arc"], {"acc": 0.5, "acc_norm": 0.0}),
+        (
+            "gsm",
+            [plain(0, "a", "a", exact_match=1.0), plain(1, "a", "b", exact_match=0.0)],
+            {"exact_match": 1.0},
+        ),
+        ("lambada", SAMPLES["lambada"], {"perplexity": 3.0}),
+        ("wiki", SAMPLES["wiki"], {"bits_per_byte": 9.0}),
+    ],
+)
+def test_a_score_that_is_not_the_reported_one_is_an_error_that_names_both(tmp_path, task, rows, scores):
+    if task == "wiki":
+        rows = [{**row, "bits_per_byte": row["byte_perplexity"]} for row in rows]
+    with pytest.raises(RequestError, match=r"in the report and .* over the samples") as error:
+        read_results(write_new(tmp_path / "log", {task: rows}, report=reporting(task, **scores)))
+    name, told = list(scores.items())[-1]
+    assert f"{name} is {told:g}" in str(error.value)
+
+
+def test_a_report_of_a_name_of_its_own(tmp_path):
+    """`--output_path run7.json` writes run7_DATE.json and the samples beside it."""
+    folder = write_new(tmp_path / "log")
+    named = (folder / f"results_{DATE}.json").rename(folder / f"run7_{DATE}.json")
+    for place in (named, folder):
+        assert read_results(place).tasks["arc"].metrics["accuracy"] == 0.5
+
+
+def test_a_metric_of_one_number_a_sample_is_compared(tmp_path, capsys):
+    from merganser.cli import run
+
+    for name, step in (("a", 2), ("b", 4)):
+        rows = [plain(k, "y", "x", **{"pass@1": float(k % step == 0)}) for k in range(40)]
+        report = {**reporting("code"), "configs": {"code": {"task": "code", "output_type": "generate_until"}}}
+        write_new(tmp_path / name, {"code": rows}, report=report)
+    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    told = capsys.readouterr().out
+    assert "pass@1" in told and "25.0%" in told
 
 
 def test_saved_as_results(tmp_path):
