@@ -61,3 +61,7 @@ def listing(names: Iterable[str], most: int = 5) -> str:
     names = list(names)
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+class MerganserWarning(UserWarning):
+    """Something that a user should know of a result that is made all the same."""

@@ -19,6 +19,7 @@ from merganser.cli import (
     adapter_port,
     architecture,
     compare,
+    console,
     diagnose,
     diff,
     evaluate,
@@ -114,7 +115,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        status = app(list(arguments), prog_name="merganser", standalone_mode=False)
+        with console.warnings_told():
+            status = app(list(arguments), prog_name="merganser", standalone_mode=False)
     except SystemExit as leaving:
         if leaving.code == 1:  # what typer makes of a broken pipe
             raise BrokenPipeError from leaving

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from merganser._progress import Progress
-from merganser.errors import MerganserError, RequestError
+from merganser.errors import MerganserError, MerganserWarning, RequestError
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 ALLOW_PICKLE = Annotated[
@@ -114,6 +115,25 @@ def say(text: str = "") -> None:
 def warn(text: str) -> None:
     """What a user should not miss, on standard error."""
     print(clean(f"warning: {text}"), file=sys.stderr)
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """Warnings of merganser's own are lines on standard error, each text once; other libraries' go their own way."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not issubclass(category, MerganserWarning):
+                others(message, category, *place)
+            elif str(message) not in told:
+                told.add(str(message))
+                warn(str(message))
+
+        warnings.simplefilter("always", MerganserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def print_json(document: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from merganser.errors import RequestError
-from merganser.running import batches, finite, pad, pool
+from merganser.running import batch_size, batches, finite, pad, pool
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def of_texts(
     ends: list[tuple[Sequence[int], torch.Tensor, torch.Tensor]] = []
     last = None if head is not None else last_layer(model)
     with torch.no_grad():
-        for rows in batches([len(one) for one in ids], batch):
+        for rows in batches([len(one) for one in ids], batch_size(model, batch)):
             tokens, mask = pad([ids[row] for row in rows], model.pad_id)
             with _taken(last) as taken:
                 found = model.module(input_ids=tokens, attention_mask=mask, output_hidden_states=True)

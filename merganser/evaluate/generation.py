@@ -129,7 +129,7 @@ class Generation(Task):
                     texts[k] = self._cut(model, written[k])
                     continue
                 written[k].append(token)
-                if self.stop and any(stop in self._decoded(model, written[k]) for stop in self.stop):
+                if self.stop and any(stop in self._whole(model, written[k]) for stop in self.stop):
                     texts[k] = self._cut(model, written[k])
             if all(text is not None for text in texts):
                 break
@@ -139,9 +139,24 @@ class Generation(Task):
     def _decoded(self, model: Model, ids: list[int]) -> str:
         return str(model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def _whole(self, model: Model, ids: list[int]) -> str:
+        """The text with its special tokens, which a stop may be one of."""
+        return str(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def _cut(self, model: Model, ids: list[int]) -> str:
+        """The text before the first stop, without special tokens."""
         text = self._decoded(model, ids)
-        return text[: min([text.find(stop) for stop in self.stop if stop in text], default=len(text))]
+        whole = self._whole(model, ids) if self.stop else text
+        places = [whole.find(stop) for stop in self.stop if stop in whole]
+        if not places:
+            return text
+        if all(stop in text for stop in self.stop if stop in whole):
+            return text[: min(text.find(stop) for stop in self.stop if stop in text)]
+        # A stop is, or has in it, a special token: the longest run of tokens whose text ends before it.
+        kept = len(ids)
+        while kept and len(self._whole(model, ids[:kept])) > min(places):
+            kept -= 1
+        return self._decoded(model, ids[:kept])
 
     def taken(self, output: str) -> str:
         """The part of an output that is the prediction."""

@@ -15,7 +15,19 @@ import xxhash
 from merganser.checkpoint.digest import digest_file
 from merganser.errors import RequestError
 from merganser.evaluate.task import Task, too_long
-from merganser.running import Head, batches, class_logits, encode, image_of, not_beside, pad, pooled, require
+from merganser.running import (
+    Head,
+    batch_size,
+    batches,
+    class_logits,
+    encode,
+    image_of,
+    not_beside,
+    pad,
+    pooled,
+    require,
+    upright,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -65,12 +77,16 @@ class Texts(Inputs):
         ids = token_ids(self.task, model, self.marks, self.max_length)
 
         def logits(rows: Sequence[int]) -> torch.Tensor:
+            if len(rows) > 1 and batch_size(model, len(rows)) == 1:
+                import torch
+
+                return torch.cat([logits([row]) for row in rows])
             chosen = [ids[row] for row in rows]
             if head is None:
                 return model.logits(*pad(chosen, model.pad_id))
             return head(pooled(model, chosen, pooling=head.pooling, normalize=head.normalize))
 
-        return iter(batches([len(one) for one in ids], self.task.batch)), logits
+        return iter(batches([len(one) for one in ids], batch_size(model, self.task.batch))), logits
 
 
 class Images(Inputs):
@@ -142,7 +158,7 @@ class Images(Inputs):
         if source is not None:
             try:
                 with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                    return image.convert("RGB")
+                    return upright(image)
             except Exception as error:  # Pillow's plugins raise many kinds
                 place = f"{self.task.path}: {self.column!r}" if isinstance(source, bytes) else str(source)
                 raise RequestError(
@@ -151,6 +167,9 @@ class Images(Inputs):
         pixels = _pixels(self.task, self.column, row + 1, self.values[row])
         if pixels.min() < 0 or pixels.max() > 255:
             raise self.task.wrong(row + 1, self.column, "has pixels outside 0 to 255", self.values[row])
+        if (pixels != np.round(pixels)).any():
+            what = "has pixels that are no whole numbers (0 to 255), as the image processor takes them"
+            raise self.task.wrong(row + 1, self.column, what, self.values[row])
         pixels = np.moveaxis(pixels, 0, 2).astype(np.uint8)
         return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 

@@ -71,7 +71,15 @@ class MultipleChoice(Task):
 
     def _right(self, number: int, value: Any, choices: list[str]) -> int:
         if value in choices:
-            return choices.index(value)
+            place = choices.index(value)
+            untyped = self.path.suffix.lower() in (".csv", ".tsv", ".txt")
+            if untyped and value.isdecimal() and int(value) < len(choices) and int(value) != place:
+                raise RequestError(
+                    f"{self.path}: row {number}: the answer {value} is the text of choice {place} and the number of "
+                    f"choice {int(value)} ({choices[int(value)]!r}), and such a file does not say which is meant. "
+                    'Write the data as JSONL, where "answer": "1" is a text and "answer": 1 a number'
+                )
+            return place
         if isinstance(value, str) and value.isdecimal():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):

@@ -10,7 +10,7 @@ from merganser.evaluate import settings
 from merganser.evaluate.inputs import number_of, token_ids
 from merganser.evaluate.settings import setting
 from merganser.evaluate.task import Columns, Prepared, Task, digest, in_order
-from merganser.running import batches, finite, pooled
+from merganser.running import batch_size, batches, finite, pooled
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class Similarity(Task):
 
         parts: list[tuple[Sequence[int], Sequence[Any]]] = []
         finished = [0, 0]
-        for batch in batches([len(one) for one in ids], self.batch):
+        for batch in batches([len(one) for one in ids], batch_size(model, self.batch)):
             found = pooled(
                 model, [ids[k] for k in batch], pooling=cast(Any, self.pooling), normalize=False
             ).double()

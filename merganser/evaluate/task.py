@@ -14,7 +14,7 @@ import xxhash
 
 from merganser.errors import RequestError
 from merganser.evaluate.settings import count, setting, text, text_or_null
-from merganser.running import Rows, read_rows
+from merganser.running import Rows, check_causal, read_rows
 
 if TYPE_CHECKING:
     from merganser.running import Model
@@ -118,6 +118,7 @@ class Task(ABC):
                 f"task {self.name!r} ({self.kind}) runs on {' or '.join(self.runs_on)} models, and {model.label} is "
                 f"run as {model.kind}, as the architecture in its config.json says"
             )
+        check_causal(model)
         if not self.runs_on and model.kind in ("image_classifier", "series_classifier"):
             raise RequestError(f"task {self.name!r} ({self.kind}) gives texts, and {model.label} takes none")
 

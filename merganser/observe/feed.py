@@ -14,7 +14,19 @@ import numpy as np
 
 from merganser.errors import RequestError
 from merganser.observe.options import Options
-from merganser.running import Model, Rows, batches, encode, image_of, not_beside, pad, require
+from merganser.running import (
+    Model,
+    Rows,
+    batch_size,
+    batches,
+    check_causal,
+    encode,
+    image_of,
+    not_beside,
+    pad,
+    require,
+    upright,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -107,8 +119,8 @@ class Images(Values):
         source = io.BytesIO(source) if isinstance(source, bytes) else self.home / source
         try:
             with Image.open(source) as image:
-                made = self.processor(images=image.convert("RGB"), return_tensors="np")["pixel_values"][0]
-        except OSError as error:
+                made = self.processor(images=upright(image), return_tensors="np")["pixel_values"][0]
+        except (OSError, ValueError) as error:
             raise RequestError(f"row {row + 1} holds no image that opens: {error}") from None
         return np.asarray(made, np.float32)
 
@@ -135,6 +147,18 @@ def open_feed(model: Model, rows: Rows, options: Options) -> Feed:
     except RequestError as error:
         raise RequestError(f"{rows.path}: {error}") from None
     return Texts(ids, model.pad_id, options.batch)
+
+
+def trusted(model: Model, feed: Feed) -> Feed:
+    """The feed as an opened model can be trusted with it: texts one by one where padding counts.
+
+    Raises `RequestError` for a language model that sees ahead. A model that is run layer by layer is not tried.
+    """
+    if not isinstance(feed, Texts):
+        return feed
+    check_causal(model)
+    size = max(map(len, feed.order))
+    return feed if batch_size(model, size) == size else Texts(feed.ids, feed.pad_id, 1)
 
 
 def _images(model: Model, rows: Rows, options: Options) -> Images:

@@ -22,7 +22,7 @@ from merganser.errors import NonFiniteError, RequestError, listing
 from merganser.lineage import PAIRED
 from merganser.observe import forward
 from merganser.observe.feed import Batch
-from merganser.running import Model, batches, encode, pad
+from merganser.running import Model, batch_size, batches, encode, pad
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def pair_texts(
                 "can be paired on the same inputs only"
             )
 
-    parts = batches([len(one) for one in ids], batch)
+    parts = batches([len(one) for one in ids], min(batch_size(one, batch) for one in (a, b)))
 
     def inputs() -> Iterable[dict[str, torch.Tensor]]:
         for part in parts:

@@ -16,7 +16,7 @@ from merganser.engine.memory import peak_bytes, resident_bytes
 from merganser.errors import RequestError
 from merganser.observe import fisher, inputs, stages
 from merganser.observe.blocks import Blocks
-from merganser.observe.feed import Feed, Texts, open_feed
+from merganser.observe.feed import Feed, Texts, open_feed, trusted
 from merganser.observe.layers import Layer, layers
 from merganser.observe.options import OF_INPUTS, Options, chosen
 from merganser.observe.pace import Pace
@@ -212,6 +212,7 @@ class _Observation:
             parts, tokens, unread = record["parts"], record["tokens"], record["unread"]
         else:
             model = open_model(self.path, kind=self.skeleton.kind, label=self.skeleton.label)
+            self.feed = trusted(model, self.feed)
             if self.kinds:
                 record = inputs.collect(model, self.feed, self.found, self.kinds, partial, pace)
                 parts, tokens, unread = [record], record["tokens"], record["unread"]

@@ -12,19 +12,22 @@ from merganser._lazy import lazy
 if TYPE_CHECKING:
     from merganser.running.checks import finite
     from merganser.running.heads import Head, class_logits, class_numbers, pool, pooled
-    from merganser.running.images import image_of, not_beside
+    from merganser.running.images import image_of, not_beside, upright
     from merganser.running.live import live_tensors
     from merganser.running.model import Model, open_model
     from merganser.running.needs import require
     from merganser.running.rows import Rows, read_rows
     from merganser.running.skeleton import open_skeleton
     from merganser.running.tokens import batches, encode, pad
+    from merganser.running.trust import batch_size, check_causal
 
 _HOMES = {
     "Head": "heads",
     "Model": "model",
     "Rows": "rows",
+    "batch_size": "trust",
     "batches": "tokens",
+    "check_causal": "trust",
     "class_logits": "heads",
     "class_numbers": "heads",
     "encode": "tokens",
@@ -39,12 +42,15 @@ _HOMES = {
     "pooled": "heads",
     "read_rows": "rows",
     "require": "needs",
+    "upright": "images",
 }
 __all__ = [
     "Head",
     "Model",
     "Rows",
+    "batch_size",
     "batches",
+    "check_causal",
     "class_logits",
     "class_numbers",
     "encode",
@@ -59,6 +65,7 @@ __all__ = [
     "pooled",
     "read_rows",
     "require",
+    "upright",
 ]
 
 __getattr__ = lazy(__name__, _HOMES)

@@ -24,3 +24,17 @@ def not_beside(data: Path, name: str) -> str | None:
     if not inside:
         return "leads out of the data's folder"
     return None if place.is_file() else f"is no file in {str(home)!r}"
+
+
+def upright(image: Any) -> Any:
+    """A picture of Pillow's as RGB, turned as its EXIF data says, as viewers show it.
+
+    Raises `ValueError` for pixels of more than 8 bits, which a conversion would cut off at 255.
+    """
+    from PIL import ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"its pixels have more than 8 bits (mode {image.mode}); save it with 8 bits, scaled as the model knows it"
+        )
+    return ImageOps.exif_transpose(image).convert("RGB")

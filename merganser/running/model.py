@@ -51,6 +51,10 @@ class Model:
         self._files = files
         self.shapes = dict(tensors)
         self.names, self.unnamed = names_of(module, self.shapes)
+        self.padding: str | None = None
+        """Why padding counts, "" where it does not, None before that was tried (`merganser.running.trust`)."""
+        self.checked = False
+        """Whether it was tried that a language model sees nothing ahead."""
 
     @property
     def config(self) -> Any:

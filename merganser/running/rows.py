@@ -73,7 +73,7 @@ def read_rows(path: str | Path) -> Rows:
         ".ndjson": _json_lines,
         ".parquet": _parquet,
         ".csv": _csv,
-        ".tsv": _csv,
+        ".tsv": _tsv,
         ".txt": _text,
     }
     if not path.exists():
@@ -103,12 +103,38 @@ def _json_lines(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_no_key_twice)
             except (ValueError, RecursionError) as error:
                 raise RequestError(f"{path}: line {number} is not JSON: {error}") from None
+            if "\\ud" in line.lower():
+                _refuse_halves(row, f"{path}: line {number}")
             if not isinstance(row, dict):
                 raise RequestError(f"{path}: line {number} is no JSON object but {_short(row)}")
             yield row
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is there twice would lose a value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _refuse_halves(value: Any, place: str) -> None:
+    """Raise where a text holds half of a surrogate pair, which is no character: no tokenizer takes it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"{place}: a text holds half of a surrogate pair (\\u{ord(value[error.start]):04x}), which is no "
+                "character; write the whole character, or leave it out"
+            ) from None
+    for one in value.items() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _refuse_halves(one, place)
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -124,8 +150,45 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise RequestError(f"{path}: is not Parquet that can be read: {error}") from None
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+def _tsv(path: Path) -> Iterator[Row]:
+    """Fields between tabs, a row a line; a quote is a character like any other, as in GLUE's files.
+
+    Where every field of the header is in quotes the file is read as CSV with tabs. A field that a writer put in quotes
+    because of the quotes in it, and doubled those, is what was meant.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        first = file.readline().rstrip("\r\n").split("\t")
+        if all(len(name) > 1 and name[0] == name[-1] == '"' for name in first):
+            yield from _csv(path, "\t")
+            return
+        if len(set(first)) < len(first):
+            twice = next(name for name in first if first.count(name) > 1)
+            raise RequestError(f"{path}: two columns are called {twice!r}")
+        for number, line in enumerate(file, 2):
+            if not (text := line.rstrip("\r\n")):
+                continue
+            values = text.split("\t")
+            if len(values) != len(first):
+                raise RequestError(
+                    f"{path}: line {number} has {len(values)} fields and the header {len(first)} (in a .tsv a quote "
+                    "does not hold tabs or line ends together; a .csv has such fields)"
+                )
+            yield {name: _unquoted(value) or None for name, value in zip(first, values, strict=True)}
+
+
+def _unquoted(value: str) -> str:
+    inner = value[1:-1]
+    if (
+        len(value) > 3
+        and value[0] == value[-1] == '"'
+        and '""' in inner
+        and '"' not in inner.replace('""', "")
+    ):
+        return inner.replace('""', '"')
+    return value
+
+
+def _csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(_MOST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=delimiter, strict=True)

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import RequestError, did_you_mean, listing
-from merganser.running import Head, Model, Rows, batches, class_numbers, encode, finite, pad, pooled
+from merganser.running import (
+    Head,
+    Model,
+    Rows,
+    batch_size,
+    batches,
+    check_causal,
+    class_numbers,
+    encode,
+    finite,
+    pad,
+    pooled,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +121,7 @@ def read_texts(
             raise RequestError(
                 f"{rows.path}: row {short[0]} has a single token, so nothing in it is predicted"
             )
+        check_causal(model)
         return Texts(ids, None, None, batch)
     names = head.labels if head is not None else model.labels
     places = class_numbers(names)
@@ -119,4 +132,4 @@ def read_texts(
                 f"{rows.path}: row {number}: the head does not know the label {value!r}{did_you_mean(value, names)}; "
                 f"it knows {listing(names, 20)}"
             )
-    return Texts(ids, [places[value] for value in written], head, batch)
+    return Texts(ids, [places[value] for value in written], head, batch_size(model, batch))

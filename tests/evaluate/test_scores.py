@@ -10,6 +10,7 @@ import pytest
 from evaluate.scored_models import make, sentences, write_rows, write_suite
 
 import merganser as mg
+from merganser.errors import RequestError
 from merganser.evaluate import evaluate
 from merganser.evaluate.perplexity import windows
 from merganser.running import Head
@@ -359,3 +360,76 @@ def test_a_merge_is_scored_without_being_written(models, tmp_path):
     )
     single = one(models / "classifier", tmp_path, {"kind": "classification"}, rows)
     assert not np.allclose(live.column("log_probabilities"), single.column("log_probabilities"), atol=1e-3)
+
+
+def test_numbers_as_choices_mean_the_same_in_every_file_or_are_refused(models, tmp_path):
+    task = {"kind": "multiple_choice", "choices": list("0123")}
+    rows = [{"context": "the fox", "answer": k} for k in range(4)]
+    assert one(models / "causal", tmp_path, task, rows).column("answer") == list("0123")
+    (tmp_path / "data.csv").write_text("context,answer\n" + "".join(f"the fox,{k}\n" for k in range(4)))
+    suite = write_suite(tmp_path / "csv.yaml", {"name": "t", "data": "data.csv", **task})
+    assert evaluate(models / "causal", suite).tasks["t"].column("answer") == list(
+        "0123"
+    )  # text and place agree
+    other = write_suite(
+        tmp_path / "other.yaml", {"name": "t", "data": "data.csv", **task, "choices": list("1230")}
+    )
+    with pytest.raises(
+        RequestError, match=r"row 1: the answer 0 is the text of choice 3 and the number of choice 0"
+    ):
+        evaluate(models / "causal", other)
+    given = [{"context": "the fox", "answer": "0"}]  # as the message says
+    assert one(models / "causal", tmp_path, {**task, "choices": list("1230")}, given).column("answer") == [
+        "0"
+    ]
+
+
+def test_stops_that_are_special_tokens_stop(models, tmp_path):
+    """Each token is followed by the next id: a, b, the stop, c."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(models / "causal")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
+    tokenizer.save_pretrained(tmp_path / "m")
+    a, b, c = (tokenizer.convert_tokens_to_ids(one) for one in "abc")
+    stop, size = tokenizer.convert_tokens_to_ids("<|stop|>"), len(tokenizer)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=size + size % 2,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=4,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name else 0.0)
+        for now, then in ((a, b), (b, stop), (stop, c), (c, c)):
+            model.model.embed_tokens.weight[now, now] = 1.0
+            model.lm_head.weight[then, now] = 1.0
+    model.save_pretrained(tmp_path / "m")
+    for stops, text in ((["<|stop|>"], "b"), (["c", "<|stop|>"], "b"), (["z"], "bcc"), ([], "bcc")):
+        task = {"kind": "generation", "max_new_tokens": 4, **({"stop": stops} if stops else {})}
+        found = one(tmp_path / "m", tmp_path, task, [{"prompt": "a", "answer": text}])
+        assert (found.column("text"), found.column("right")) == ([text], [True]), stops
+
+
+def test_photographs_stand_upright_and_deep_pixels_are_refused(tmp_path):
+    from io import BytesIO
+
+    from PIL import Image
+
+    from merganser.running import upright
+
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 12
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    file = BytesIO()
+    image.save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(np.asarray(upright(Image.open(file))), np.rot90(pixels, -1))
+    deep = Image.fromarray(np.full((2, 2), 40000, np.uint16))
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        upright(deep)

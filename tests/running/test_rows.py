@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -96,3 +97,34 @@ def test_padding():
     assert right.tolist() == [[1, 2], [3, 9]] and mask.tolist() == [[1, 1], [1, 0]]
     left, mask = pad([[1, 2], [3]], 9, left=True)
     assert left.tolist() == [[1, 2], [9, 3]] and mask.tolist() == [[1, 1], [0, 1]]
+
+
+def test_quotes_in_a_tsv_keep_their_rows(tmp_path):
+    rows = ["text\tlabel", 'he said "so\t0', '"so\t1', 'and left"\t0', '"a ""b"" c"\t1', '"whole"\t0', "\t1"]
+    (tmp_path / "d.tsv").write_text("\n".join(rows) + "\n")
+    found = read_rows(tmp_path / "d.tsv")
+    texts = ['he said "so', '"so', 'and left"', 'a "b" c', '"whole"', None]
+    assert [row["text"] for row in found] == texts
+    assert [row["label"] for row in found] == list("010101")
+
+
+def test_a_tsv_whose_header_is_in_quotes_is_csv_with_tabs(tmp_path):
+    with (tmp_path / "d.tsv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL)
+        writer.writerows([["text", "label"], ["a\tb", "0"], ["c\nd", "1"]])
+    assert [row["text"] for row in read_rows(tmp_path / "d.tsv")] == ["a\tb", "c\nd"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "label": 0, "text": "b"}', "line 2 is not JSON: the key 'text' is there twice"),
+        ('{"text": {"a": 1, "a": 2}}', "the key 'a' is there twice"),
+        (r'{"text": "half \ud83d of it"}', r"line 2: a text holds half of a surrogate pair \(\\ud83d\)"),
+        (r'{"list": ["x", "\uDE00"]}', "half of a surrogate pair"),
+    ],
+)
+def test_rows_that_would_lose_something(tmp_path, line, message):
+    (tmp_path / "d.jsonl").write_text('{"text": "good \\ud83d\\ude00"}\n' + line + "\n")
+    with pytest.raises(RequestError, match=message):
+        read_rows(tmp_path / "d.jsonl")
