@@ -146,7 +146,8 @@ def report(found: Results) -> None:
             if metric.endswith("_stderr"):
                 continue
             error = task.metrics.get(f"{metric}_stderr")
-            rows.append((*shown, metric, f"{value:.4f}", "" if error is None else f"± {error:.4f}"))
+            told = "undefined" if value is None else f"{value:.4f}"
+            rows.append((*shown, metric, told, "" if error is None else f"± {error:.4f}"))
             shown = ("", "", "")  # type: ignore[assignment]
     console.table(("task", "kind", "samples", "metric", "value", "stderr"), rows)
     console.say()

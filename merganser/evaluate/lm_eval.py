@@ -218,13 +218,14 @@ def _task(
         raise RequestError(f"{file}: samples are not of the form that lm-eval logs: {error}") from None
     found = TaskResult.of(kind, columns, data=file.name, data_digest=digest_file(file))
     if kind == "generation" and "perplexity" in _metrics(samples) and "loss" in found.metrics:
-        perplexity = math.exp(min(found.metrics["loss"], 700.0))
+        perplexity = math.exp(min(found.metrics["loss"] or 0.0, 700.0))
         found = replace(found, metrics={**found.metrics, "perplexity": perplexity})
     ours = {_right_of(kind, samples): "exact_match" if kind == "generation" else "accuracy"}
     ours |= {"acc_norm": "accuracy_norm", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
     for theirs, name in ours.items():
-        if theirs in reported and name in found.metrics:
-            _check(theirs, found.metrics[name], reported[theirs], f"{file}: task {task!r}")
+        made = found.metrics.get(name)
+        if theirs in reported and made is not None:
+            _check(theirs, made, reported[theirs], f"{file}: task {task!r}")
     return found
 
 

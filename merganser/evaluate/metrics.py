@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Metrics = dict[str, float]
+Metrics = dict[str, float | None]
+"""By name; None is a metric that these results leave undefined."""
 EXTRA = "metric."
 """In front of columns that another tool's metric has in its logs."""
 _HEADLINES = {
@@ -31,8 +32,8 @@ METRICS = {
 HIGHER_IS_BETTER = {"bits_per_byte": False, "perplexity": False, "nats_per_token": False, "loss": False}
 
 
-def headline(kind: str, metrics: Mapping[str, float]) -> str | None:
-    """The metric that stands for a task: of its kind, else the first that it has; None where it has none."""
+def headline(kind: str, metrics: Mapping[str, float | None]) -> str | None:
+    """The metric that stands for a task: of its kind (it may be undefined), else the first; None where it has none."""
     wanted = _HEADLINES.get(kind)
     if wanted in metrics:
         return wanted
@@ -49,7 +50,8 @@ def metrics_of(kind: str, columns: Mapping[str, Sequence[Any]]) -> Metrics:
       x and y; stderr sqrt(n / (n - 1) sum (x - r y)²) / sum y (linearised). perplexity = exp(nats_per_token),
       its stderr times perplexity.
     - pearson, spearman r (ranks of ties averaged): stderr (1 - r²) s with s = sqrt(1 / (n - 3)) and
-      sqrt((1 + r² / 2) / (n - 3)), Fisher's z (Bonett and Wright, 2000, Psychometrika 65).
+      sqrt((1 + r² / 2) / (n - 3)), Fisher's z (Bonett and Wright, 2000, Psychometrika 65). None where all cosines or
+      all targets are equal: there is no such correlation.
     """
     found: Metrics = {}
     name = "exact_match" if kind == "generation" else "accuracy"
@@ -124,10 +126,8 @@ def _similarity(columns: Mapping[str, Sequence[Any]]) -> Metrics:
     if all(value is not None for value in columns["target"]):
         targets = np.array(columns["target"], float)
         for name, r in (("spearman", spearman(cosines, targets)), ("pearson", pearson(cosines, targets))):
-            if r is None:
-                continue
             found[name] = r
-            if len(cosines) > 3:
+            if r is not None and len(cosines) > 3:
                 spread = (1 + r * r / 2 if name == "spearman" else 1.0) / (len(cosines) - 3)
                 found[f"{name}_stderr"] = (1 - r * r) * math.sqrt(spread)
     _mean(found, "cosine", columns["similarity"])

@@ -168,6 +168,9 @@ class SuiteFitness(Fitness):
             wanted = str(wanted or headline(task["kind"], task["metrics"]))
             _has(name, task["kind"], wanted, task["metrics"])
             value = task["metrics"][wanted]
+            if value is None:  # undefined: no score, and never a good one
+                found[name] = math.nan
+                continue
             found[name] = value if HIGHER_IS_BETTER.get(wanted, True) else -value
         return found
 

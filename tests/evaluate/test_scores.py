@@ -433,3 +433,51 @@ def test_photographs_stand_upright_and_deep_pixels_are_refused(tmp_path):
     deep = Image.fromarray(np.full((2, 2), 40000, np.uint16))
     with pytest.raises(ValueError, match="more than 8 bits"):
         upright(deep)
+
+
+def test_a_correlation_that_does_not_exist_is_undefined_and_wins_nothing(models, tmp_path, capsys):
+    import json
+    import math
+
+    from transformers import AutoModel
+
+    from merganser.cli import run
+    from merganser.evaluate import headline
+    from merganser.search.fitness import SuiteFitness
+
+    flat = AutoModel.from_pretrained(models / "encoder")
+    for parameter in flat.parameters():
+        parameter.data.zero_()
+    flat.encoder.layer[-1].output.LayerNorm.bias.data.fill_(1.0)
+    make("encoder", tmp_path / "flat")
+    flat.save_pretrained(tmp_path / "flat")
+    rows = [
+        {"text_a": a, "text_b": b, "score": k}
+        for k, (a, b) in enumerate(zip(sentences(6), sentences(7)[1:], strict=True))
+    ]
+    found = one(tmp_path / "flat", tmp_path, {"kind": "similarity"}, rows)
+    assert found.metrics["spearman"] is None and found.metrics["pearson"] is None
+    assert found.metrics["cosine"] == pytest.approx(1.0)
+    assert headline("similarity", found.metrics) == "spearman"
+    fitness = SuiteFitness(tmp_path / "suite.yaml")
+    measured = {"tasks": {"t": {"kind": "similarity", "metrics": found.metrics}}}
+    assert fitness.score(measured) == -math.inf
+    arguments = ["evaluate", str(tmp_path / "flat"), str(tmp_path / "suite.yaml"), str(tmp_path / "o")]
+    assert run(arguments) == 0
+    assert "undefined" in capsys.readouterr().out
+    told = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert told["tasks"]["t"]["metrics"]["spearman"] is None
+    assert (
+        run(
+            [
+                "evaluate",
+                str(models / "encoder"),
+                str(tmp_path / "suite.yaml"),
+                str(tmp_path / "p"),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    capsys.readouterr()
+    assert run(["compare", str(tmp_path / "o"), str(tmp_path / "p"), "--html", str(tmp_path / "c.html")]) == 0
