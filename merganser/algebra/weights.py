@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -377,11 +378,11 @@ class Weights(Mapping[str, Expression]):
 
     def save(self, path: Any, **options: Any) -> Any:
         """Compute and write these weights as a sealed checkpoint; see `merganser.save`."""
-        return doorway["save"](self, path, **options)
+        return _through("save")(self, path, **options)
 
     def compute(self, name: str, *, allow_nonfinite: bool = True) -> Any:
         """One tensor as a NumPy array (f32, or f64 where a parent is F64); see `merganser.compute`."""
-        return doorway["compute"](self, name, allow_nonfinite=allow_nonfinite)
+        return _through("compute")(self, name, allow_nonfinite=allow_nonfinite)
 
 
 _UFUNCS: dict[str, Callable[..., Any]] = {
@@ -396,6 +397,13 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
 }
 """NumPy's functions that are arithmetic of weights, by NumPy's name."""
 doorway: dict[str, Callable[..., Any]] = {}
+
+
+def _through(name: str) -> Callable[..., Any]:
+    """What the facade put into the doorway. It opens by itself: whoever holds weights need not have imported it."""
+    if name not in doorway:
+        import_module("merganser._facade")
+    return doorway[name]
 
 
 def need_numbers(checkpoints: Iterable[Checkpoint]) -> None:
