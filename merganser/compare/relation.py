@@ -16,7 +16,7 @@ from merganser._version import __version__
 from merganser.algebra import Weights
 from merganser.compare import cka, few_rows, line, relative, singular, spaces, transfer
 from merganser.errors import AlgebraError, CheckpointError, RequestError, did_you_mean, listing
-from merganser.running import Head, encode, open_model
+from merganser.running import Head, check_one_label, encode, open_model
 
 if TYPE_CHECKING:
     from merganser.evaluate import Task
@@ -269,6 +269,8 @@ def _each(
             with work.part("spaces", weights.label):
                 if not data.texts:
                     raise RequestError("the data have no task of texts, one a row, to make spaces of")
+                if "transfer" in wanted and data.head is None:
+                    check_one_label(model)
                 ids = encode(model, data.texts[:MOST_ROWS], data.max_length)
                 held[weights.label] = spaces.of_texts(
                     model, ids, pooling=pooling, head=data.head, batch=batch

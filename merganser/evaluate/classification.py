@@ -13,7 +13,7 @@ from merganser.evaluate import settings
 from merganser.evaluate.inputs import Images, Inputs, Numbers, Texts
 from merganser.evaluate.settings import setting
 from merganser.evaluate.task import Columns, Prepared, Task, digest, in_order
-from merganser.running import Head, class_numbers, finite
+from merganser.running import Head, check_one_label, class_numbers, finite
 
 if TYPE_CHECKING:
     import torch
@@ -162,12 +162,10 @@ class Classification(Task):
                 f"task {self.name!r} has no head, so it needs a model with a classification head ({kind}), and "
                 f"{model.label} is run as {model.kind}; an encoder is scored with a linear head (head:)"
             )
-        problem = getattr(model.config, "problem_type", None)
-        if len(model.labels) < 2 or problem not in (None, "single_label_classification"):
-            raise RequestError(
-                f"task {self.name!r}: the head of {model.label} is no classifier of one label out of several "
-                f"(labels: {listing(model.labels)}; problem_type: {problem})"
-            )
+        try:
+            check_one_label(model)
+        except RequestError as error:
+            raise RequestError(f"task {self.name!r}: {error}") from None
 
     def _run(
         self,

@@ -23,7 +23,7 @@ from merganser.observe.pace import Pace
 from merganser.observe.partial import Partial
 from merganser.observe.sums import LAYOUT, Sums
 from merganser.observe.write import seal
-from merganser.running import Head, Model, Rows, open_model, open_skeleton, read_rows
+from merganser.running import Head, Model, Rows, check_one_label, open_model, open_skeleton, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,8 @@ class _Observation:
                     f"{options.head}: is for features of width {self.head.hidden}, and {self.path} has "
                     f"{model.config.hidden_size}"
                 )
+        if self.head is None:
+            check_one_label(model)
         self.mode = fisher.mode_of(model, options, self.head)
         if self.mode == "empirical" and model.kind not in ("causal", "masked"):
             labels = self.head.labels if self.head is not None else model.labels

@@ -11,7 +11,7 @@ from merganser._lazy import lazy
 
 if TYPE_CHECKING:
     from merganser.running.checks import finite
-    from merganser.running.heads import Head, class_logits, class_numbers, pool, pooled
+    from merganser.running.heads import Head, check_one_label, class_logits, class_numbers, pool, pooled
     from merganser.running.images import image_of, not_beside, upright
     from merganser.running.live import live_tensors
     from merganser.running.model import Model, open_model
@@ -28,6 +28,7 @@ _HOMES = {
     "batch_size": "trust",
     "batches": "tokens",
     "check_causal": "trust",
+    "check_one_label": "heads",
     "class_logits": "heads",
     "class_numbers": "heads",
     "encode": "tokens",
@@ -51,6 +52,7 @@ __all__ = [
     "batch_size",
     "batches",
     "check_causal",
+    "check_one_label",
     "class_logits",
     "class_numbers",
     "encode",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from merganser.checkpoint import open_checkpoint
-from merganser.errors import RequestError
+from merganser.errors import RequestError, listing
 from merganser.running.tokens import pad
 
 if TYPE_CHECKING:
@@ -142,3 +142,19 @@ def pooled(
     batch, mask = pad(ids, model.pad_id)
     features = pool(model.states(batch, mask), mask, pooling)
     return torch.nn.functional.normalize(features, dim=1) if normalize else features
+
+
+def check_one_label(model: Model) -> None:
+    """Raise `RequestError` where a model's own head is no classifier of one label out of several.
+
+    A softmax over the one number of a regression, or over labels that may hold together, is no probability.
+    """
+    if model.kind not in ("classifier", "image_classifier", "series_classifier"):
+        return
+    problem = getattr(model.config, "problem_type", None)
+    if len(model.labels) < 2 or problem not in (None, "single_label_classification"):
+        raise RequestError(
+            f"the head of {model.label} is no classifier of one label out of several (labels: "
+            f"{listing(model.labels)}; problem_type: {problem}), so a softmax of what it gives means nothing. Where it "
+            "was trained as one, correct problem_type in config.json"
+        )

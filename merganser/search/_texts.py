@@ -16,6 +16,7 @@ from merganser.running import (
     batch_size,
     batches,
     check_causal,
+    check_one_label,
     class_numbers,
     encode,
     finite,
@@ -123,6 +124,8 @@ def read_texts(
             )
         check_causal(model)
         return Texts(ids, None, None, batch)
+    if head is None:
+        check_one_label(model)
     names = head.labels if head is not None else model.labels
     places = class_numbers(names)
     written = [str(value) for value in rows.column(label)]

@@ -89,11 +89,18 @@ class Running:
             )
         self.model = model
         self._call = _Call(model.module)
+        self._buffers = {place for place, _ in model.module.named_buffers(remove_duplicate=False)}
 
     def __call__(self, tensors: Tensors, function: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What `function` gives while the module has `tensors` (by the checkpoint's names)."""
+        """What `function` gives while the module has `tensors` (by the checkpoint's names).
+
+        Buffers (the running statistics of BatchNorm) follow the coefficients too, and give them no gradient: torch has
+        none for them.
+        """
         lent = {
-            f"module.{place}": tensors[name] for place, name in self.model.names.items() if name in tensors
+            f"module.{place}": tensors[name].detach() if place in self._buffers else tensors[name]
+            for place, name in self.model.names.items()
+            if name in tensors
         }
         result: torch.Tensor = torch.func.functional_call(self._call, lent, (function,))
         return result

@@ -15,7 +15,7 @@ from merganser.evaluate.inputs import token_ids
 from merganser.evaluate.likelihood import Marks, bare_ids
 from merganser.evaluate.perplexity import Perplexity
 from merganser.evaluate.similarity import Similarity
-from merganser.running import finite, pad, pooled
+from merganser.running import check_one_label, finite, pad, pooled
 
 if TYPE_CHECKING:
     from merganser.evaluate import Task
@@ -97,6 +97,8 @@ def ordered(cosines: torch.Tensor, scores: torch.Tensor, temperature: float = TE
 
 def _classes(task: Classification, model: Model, entropy: bool) -> Loss:
     if entropy:
+        if task.linear is None:
+            check_one_label(model)
         _, logits = task.inputs.prepare(model, task.linear)
         return lambda rows: softmax_entropy(logits(rows)).mean()
     task.prepare(model)

@@ -108,3 +108,65 @@ def test_the_words_of_a_warning_are_json_free(tmp_path, capsys):
     )
     told = capsys.readouterr()
     assert json.loads(told.out) and "a batch of rows cannot be run" in told.err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"num_labels": 1}, {"num_labels": 3, "problem_type": "multi_label_classification"}],
+    ids=["number", "several"],
+)
+def test_heads_that_are_no_softmax_are_refused_by_every_command_that_would_take_one(more, tmp_path, capsys):
+    for seed, name in enumerate(("m", "tuned")):
+        torch.manual_seed(seed)
+        t.BertForSequenceClassification(t.BertConfig(**SIZES, **more)).save_pretrained(tmp_path / name)
+        tokenizer = t.PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizers.byte_level())
+        tokenizer.save_pretrained(tmp_path / name)
+    write_rows(tmp_path / "d.jsonl", [{"text": text, "label": 0} for text in TEXTS])
+    write_suite(tmp_path / "s.yaml", {"name": "t", "kind": "classification", "data": "d.jsonl"})
+    m, tuned, d, s, out = (str(tmp_path / one) for one in ("m", "tuned", "d.jsonl", "s.yaml", "out"))
+    (tmp_path / "r.yaml").write_text(
+        f"method: task_arithmetic\nbase_model: {m}\nmodels: [{{model: {tuned}, parameters: {{weight: 1}}}}]\n"
+    )
+    for command in (
+        ["evaluate", m, s, out],
+        ["observe", m, d, out, "--collect", "fisher"],
+        ["learn", str(tmp_path / "r.yaml"), s, f"{out}.yaml", "--steps", "1"],
+        ["localize", m, tuned, d, out],
+    ):
+        assert run(command) == 2, command
+        assert "a softmax of what it gives means nothing" in capsys.readouterr().err, command
+        assert not (tmp_path / "out").exists()
+
+
+def test_learning_goes_through_batch_norm(tmp_path):
+    """Running statistics follow the coefficients; torch has no gradient for them."""
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 3, 32, 32))
+    for seed in range(3):
+        torch.manual_seed(0)
+        config = t.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            layer_type="basic",
+            num_labels=2,
+            image_size=32,
+        )
+        model = t.ResNetForImageClassification(config)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for value in (*model.parameters(), *model.buffers()):
+                if value.is_floating_point():
+                    value.add_(0.05 * bool(seed) * torch.rand(value.shape))
+        model.eval().save_pretrained(tmp_path / f"m{seed}")
+    rows = [{"image": (row / 255.0).tolist(), "label": k % 2} for k, row in enumerate(pixels)]
+    write_rows(tmp_path / "d.jsonl", rows)
+    write_suite(
+        tmp_path / "s.yaml", {"name": "t", "kind": "classification", "data": "d.jsonl", "image": "image"}
+    )
+    models = ", ".join(f"{{model: {tmp_path / f'm{k}'}, parameters: {{weight: 0.3}}}}" for k in (1, 2))
+    recipe = f"method: task_arithmetic\nbase_model: {tmp_path / 'm0'}\nmodels: [{models}]\n"
+    (tmp_path / "r.yaml").write_text(recipe)
+    from merganser.search import learn
+
+    found = learn(tmp_path / "r.yaml", tmp_path / "s.yaml", by="atlas", steps=3)
+    assert found.losses[-1] < found.losses[0]
