@@ -138,33 +138,15 @@ def _outputs(case: Case, home: Path, ours: Path, theirs: Path | None, outcome: O
 
 
 def _meant(case: Case, home: Path, out: Path) -> _Meant:
-    graded = any(_graded(document) for document in case.documents)
     trimmed = any(document["merge_method"] in TRIMMING for document in case.documents)
-    ours = _truths(case, home, out, fused=False, after=1.0 if graded else 0.0, all_equal=True)
-    if not graded and not trimmed and case.family != "mixtral":
+    ours = _truths(case, home, out, fused=False, all_equal=True)
+    if not trimmed and case.family != "mixtral":
         return _Meant(ours, ours)
-    return _Meant(ours, _truths(case, home, out, fused=case.family == "mixtral", after=0.0, all_equal=False))
-
-
-def _graded(value: Any) -> bool:
-    """Whether a list of plain values, a gradient, stands anywhere under a `parameters`."""
-    if isinstance(value, Mapping):
-        return any(
-            _gradient(inner) if key == "parameters" else _graded(inner) for key, inner in value.items()
-        )
-    return isinstance(value, list | tuple) and any(map(_graded, value))
-
-
-def _gradient(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_gradient, value.values()))
-    if isinstance(value, list):
-        return not any(isinstance(item, Mapping) for item in value) or any(map(_gradient, value))
-    return False
+    return _Meant(ours, _truths(case, home, out, fused=case.family == "mixtral", all_equal=False))
 
 
 def _truths(
-    case: Case, home: Path, out: Path, *, fused: bool, after: float, all_equal: bool
+    case: Case, home: Path, out: Path, *, fused: bool, all_equal: bool
 ) -> dict[str, Truth]:
     family = FAMILIES[case.family]
     made: dict[str, Model] = {}
@@ -177,7 +159,6 @@ def _truths(
             made=made,
             order=vocabulary(out) or None,
             change=fused_experts if fused else None,
-            after=after,
             all_equal=all_equal,
         )
         if "name" in document:
@@ -266,8 +247,6 @@ def _tensor(
         return
     if not case.computes_in_single:
         errors.add(mine, other, known)
-        if name.startswith(FAMILIES[case.family].last) and not np.array_equal(known[0].value, known[1].value):
-            outcome.excuse("after the layers", mine.size)
         return
     if (distance > 1).any():
         outcome.worst = max(outcome.worst, int(min(distance.max(), 2**31)))
@@ -294,7 +273,7 @@ def _explain(
     apart = np.abs(known[0].value - known[1].value) > 0.51 * ulp(known[0].value, mine.dtype)
     factor = REDUCED if case.method in SUMMING else THEIRS
     meant = good & apart & (theirs <= _allowed(other, known[1], factor))
-    outcome.excuse("after the layers" if name.startswith(FAMILIES[case.family].last) else "cut", meant.sum())
+    outcome.excuse("cut", meant.sum())
     left &= ~meant
     if known[1].loose:
         near = left.copy()

@@ -129,15 +129,6 @@ _ROWS = (
         "both vocabularies hold the same tokens and the base's tokens keep their numbers; rows are compared by token",
     ),
     Row(
-        "after the layers",
-        "gives the final norm and the head the first point of a gradient",
-        "gives them the last point",
-        "they stand after the last layer",
-        "tensors behind the layers of recipes with gradients, where the reference gives them two values; each tool is "
-        "held against its own",
-        elements=True,
-    ),
-    Row(
         "promoted",
         "arcee_fusion and ramplus_tl write f32 for models of 16 bits without out_dtype: a factor in f32 promotes them",
         "writes the dtype that was asked for, or that the models have",

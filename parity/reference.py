@@ -65,20 +65,18 @@ def truths(
     made: Mapping[str, Model] | None = None,
     order: Mapping[str, int] | None = None,
     change: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
-    after: float = 0.0,
     all_equal: bool = False,
 ) -> dict[str, Truth]:
     """Every tensor of the result.
 
-    `after`: the depth, in gradients, of what stands behind the layers. `all_equal`: whether all entries that equal the
-    smallest kept one are kept too.
+    `all_equal`: whether all entries that equal the smallest kept one are kept too.
 
     `made`: results of earlier documents by name. `order`: token to row of the vocabulary that came out. `change`: how
     a tool lays out the tensors of a model before it merges them.
     """
     library = _Library(home, family, dict(made or {}), change)
     results: dict[str, Truth] = {}
-    for job in _jobs(recipe, family, library, after):
+    for job in _jobs(recipe, family, library):
         results[job.name] = _computed(recipe, family, job, order, all_equal)
     return results
 
@@ -172,7 +170,7 @@ class _Job:
     base: str | None
 
 
-def _jobs(recipe: Mapping[str, Any], family: Family, library: _Library, after: float) -> Iterator[_Job]:
+def _jobs(recipe: Mapping[str, Any], family: Family, library: _Library) -> Iterator[_Job]:
     module = next(iter((recipe.get("modules") or {}).values()), recipe)
     above = () if module is recipe else (module.get("parameters") or {},)
     scopes = (*above, recipe.get("parameters") or {})
@@ -201,7 +199,7 @@ def _jobs(recipe: Mapping[str, Any], family: Family, library: _Library, after: f
             number += 1
     for name in library(last["sources"][0]["model"]).tensors:
         if name.startswith(family.last):
-            yield _job(name, last, [name] * len(last["sources"]), scopes, after, base, library)
+            yield _job(name, last, [name] * len(last["sources"]), scopes, 0.0, base, library)
 
 
 def _whole(

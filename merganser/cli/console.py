@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -115,6 +115,14 @@ def say(text: str = "") -> None:
 def warn(text: str) -> None:
     """What a user should not miss, on standard error."""
     print(clean(f"warning: {text}"), file=sys.stderr)
+
+
+def warn_of_keys(ignored: Collection[str]) -> None:
+    """Say which keys of a recipe are read over, where there are any."""
+    from merganser.recipe.keys import note_of
+
+    if ignored:
+        warn(str(note_of(ignored)["warning"]))
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def command(
     ] = None,
     memory: _fitness.MEMORY = None,
     allow_pickle: console.ALLOW_PICKLE = False,
+    strict: _saving.STRICT = False,
     quiet: _saving.QUIET = False,
     as_json: console.JSON = False,
 ) -> None:
@@ -71,6 +72,7 @@ def command(
             seed=seed,
             memory=memory,
             allow_pickle=allow_pickle,
+            strict=strict,
             bar=not quiet and not as_json,
         )
     if as_json:
@@ -91,6 +93,7 @@ def _run(
     seed: int | None,
     memory: str | None,
     allow_pickle: bool,
+    strict: bool,
     bar: bool,
 ) -> Results:
     from merganser.evaluate import Suite, evaluate_into
@@ -101,12 +104,13 @@ def _run(
 
     check_target(out, overwrite)
     require("torch", "transformers", "pyarrow")
+    recipe = _recipe(model, seed, allow_pickle, strict) if model.endswith((".yaml", ".yml")) else None
     tasks = Suite.open(suite)
     tasks.check()
     _fitness.use_threads(threads)
     source: Model | str = model
-    if model.endswith((".yaml", ".yml")):
-        source = open_model(_recipe(model, seed, allow_pickle), memory=limit)
+    if recipe is not None:
+        source = open_model(recipe, memory=limit)
     try:
         with console.progress(bar, "evaluating", "samples") as progress:
             return evaluate_into(source, tasks, out, overwrite=overwrite, resume=resume, progress=progress)
@@ -117,11 +121,14 @@ def _run(
         raise stopped from None
 
 
-def _recipe(path: str, seed: int | None, allow_pickle: bool) -> Weights:
+def _recipe(path: str, seed: int | None, allow_pickle: bool, strict: bool) -> Weights:
     """A recipe's result, lazy, every tensor rounded as `merganser merge` would write it."""
     from merganser.recipe import as_saved, build, load
 
-    weights, fields = build(load(path), seed=seed, allow_pickle=allow_pickle)
+    weights, fields = build(load(path, strict=strict), seed=seed, allow_pickle=allow_pickle)
+    for note in weights.notes:
+        if "warning" in note:
+            console.warn(str(note["warning"]))
     return as_saved(weights, fields.get("dtype")).relabel(path)
 
 

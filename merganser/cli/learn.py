@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from merganser.cli import _fitness, console
+from merganser.cli import _fitness, _saving, console
 
 NAME = "learn"
 EXAMPLE = "Example: merganser learn recipe.yaml unlabelled.yaml learned.yaml --by adamerging"
@@ -44,6 +44,7 @@ def command(
         typer.Option(help="Refuse to begin where more is needed, as 8GiB (activations are not counted)."),
     ] = None,
     threads: _fitness.THREADS = 0,
+    strict: _saving.STRICT = False,
     overwrite: _fitness.OVERWRITE = False,
     quiet: _fitness.QUIET = False,
     as_json: console.JSON = False,
@@ -54,8 +55,10 @@ def command(
     """
     from merganser.running import require
     from merganser.search.learning import learn_into
+    from merganser.search.vector_recipe import VectorRecipe
 
     require("torch", "transformers", "pyarrow")
+    console.warn_of_keys(VectorRecipe.open(recipe, strict=strict).recipe.ignored)
     limit = None if memory is None else console.parse_size(memory, "--memory")
     _fitness.use_threads(threads)
     with console.progress(not quiet and not as_json, "learning", "steps") as progress:

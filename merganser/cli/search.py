@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from merganser.cli import _fitness, console
+from merganser.cli import _fitness, _saving, console
 
 NAME = "search"
 EXAMPLE = (
@@ -37,6 +37,7 @@ def command(
     ] = None,
     threads: _fitness.THREADS = 0,
     memory: _fitness.MEMORY = None,
+    strict: _saving.STRICT = False,
     overwrite: _fitness.OVERWRITE = False,
     quiet: _fitness.QUIET = False,
     as_json: console.JSON = False,
@@ -47,8 +48,11 @@ def command(
     same command goes on where it was stopped. Needs the `models` extra.
     """
     from merganser.search.run import search_into
+    from merganser.search.space import Space
     from merganser.search.writer import journal_of
 
+    space = Space.open(recipe, strict=strict)
+    console.warn_of_keys(space.ignored)
     goal = _fitness.fitness_of(suite, fitness, metric, threads, memory)
     other = None if test is None else _fitness.fitness_of(test, fitness, metric, threads)
     if other is not None:
@@ -56,7 +60,7 @@ def command(
     try:
         with console.progress(not quiet and not as_json, "searching", "candidates") as progress:
             found = search_into(
-                recipe,
+                space,
                 goal,
                 out,
                 by=by,

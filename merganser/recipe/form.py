@@ -7,7 +7,7 @@ a slice of sources: models, or ranges of their layers.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,31 +188,48 @@ def load(
     `models[1].parameters.densty`, for anything it does not understand. What mergekit's form has that mergekit reads
     over (`Recipe.ignored`) is an error too if `strict`.
     """
+    found = _load(path_or_text)
+    if strict:
+        refuse_ignored(found.source, found.ignored)
+    return found
+
+
+def refuse_ignored(source: str, ignored: Sequence[str]) -> None:
+    """Raise `RequestError` for what a recipe has that mergekit reads over, where there is any."""
     from merganser.recipe.keys import told
 
-    found = _load(path_or_text)
-    if strict and found.ignored:
-        raise RequestError(f"{found.source}: {told(found.ignored)}; without --strict it is a warning")
-    return found
+    if ignored:
+        raise RequestError(f"{source}: {told(ignored)}; without --strict it is a warning")
+
+
+def documents_of(text: str, source: str) -> tuple[list[Any], tuple[str, ...]]:
+    """The documents of a recipe's text, and what is read otherwise than it stands there, as PyYAML reads it.
+
+    A key that is given twice and merge keys (`<<`) are for mergekit's form alone: elsewhere they raise `RequestError`.
+    """
+    from merganser.document import parse_all
+    from merganser.recipe.documents import is_mergekits
+
+    loose: list[tuple[int, RequestError]] = []
+    raws = parse_all(text, source, loose=loose)
+    for number, error in loose:
+        if not is_mergekits(raws[number]):
+            raise error
+    return raws, tuple(f"{str(error).removeprefix(f'{source}: ')} (as PyYAML reads it)" for _, error in loose)
 
 
 def _load(path_or_text: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe | Mixture:
     from merganser.checkpoint.layout import at_home
-    from merganser.document import parse_all, read_file
-    from merganser.recipe.documents import is_mergekits, read_documents
+    from merganser.document import read_file
+    from merganser.recipe.documents import read_documents
 
     if isinstance(path_or_text, Mapping):
         return read_documents([dict(path_or_text)], "recipe", None)
-    loose: list[tuple[int, RequestError]] = []
     if isinstance(path_or_text, str) and ("\n" in path_or_text or ": " in path_or_text):
         source, directory, text = "recipe", None, path_or_text
     else:
         path = at_home(path_or_text)
         source, directory, text = str(path), path.parent, read_file(path)
-    raws = parse_all(text, source, loose=loose)
-    for number, error in loose:
-        if not is_mergekits(raws[number]):
-            raise error
+    raws, odd = documents_of(text, source)
     found = read_documents(raws, source, directory)
-    odd = tuple(f"{str(error).removeprefix(f'{source}: ')} (as PyYAML reads it)" for _, error in loose)
     return replace(found, ignored=(*odd, *found.ignored)) if odd else found

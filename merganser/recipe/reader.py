@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from merganser.checkpoint.dtypes import parse_dtype
 from merganser.errors import RequestError
-from merganser.methods import Method, Parameter, get, get_step
+from merganser.methods import Method, Parameter, all_methods, get, get_step
 from merganser.recipe.agreement import read_allow
 from merganser.recipe.canonical import canonical
 from merganser.recipe.form import Model, Part, Recipe, Slice, Source, StepCall
@@ -30,6 +30,16 @@ _OWN_KEYS = ("method", "model", *_SHARED, "steps", "seed")
 _MERGEKIT_KEYS = ("merge_method", *_SHARED)
 _FORMS = ("models", "slices", "modules")
 _VOCABULARY = ("tokenizer_source", "tokenizer", "chat_template")
+
+
+def _keys_of_mergekit() -> set[str]:
+    """The keys of all parameters that a method of mergekit has: with another method one of them changes nothing."""
+    found: set[str] = set()
+    for method in all_methods().values():
+        if method.mergekit is not None:
+            settable = {one.key for one in method.parameters if one.name in method.mergekit.settable}
+            found |= settable | method.mergekit.unused.keys()
+    return found
 
 
 class Reader:
@@ -428,7 +438,7 @@ class Reader:
                 kind = "coefficient" if dialect.unused[key] else "bool"
                 return Parameter(key, key, kind, "", per_model=dialect.unused[key]), None, False
             known = (*by_key, *dialect.unused)
-            if key in ours:
+            if key in ours and key not in _keys_of_mergekit():
                 raise self._error(
                     f"{place}.{key}",
                     f"unknown parameter of mergekit's {self.method.name}; it belongs to merganser's own form: write "

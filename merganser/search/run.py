@@ -137,7 +137,7 @@ def search(
 
 
 def search_into(
-    recipe: str | Path,
+    recipe: str | Path | Space,
     fitness: Fitness,
     out: str | Path,
     *,
@@ -147,11 +147,11 @@ def search_into(
     """`search`, and the best recipe written to `out`; the journal lies beside it (best.yaml: best.journal.jsonl)."""
     out = Path(out)
     check_out(out, overwrite)
-    space = Space.open(recipe)
+    space = recipe if isinstance(recipe, Space) else Space.open(recipe)
     found = search(space, fitness, journal=journal_of(out), **settings)
     provenance: dict[str, Any] = {
         "found by": "merganser search",
-        "of": Path(recipe).name,
+        "of": Path(space.source).name,
         **fitness.told,
         "by": found.by,
         "seed": found.seed,

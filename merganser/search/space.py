@@ -12,6 +12,7 @@ from merganser.checkpoint.layout import at_home
 from merganser.errors import RequestError, did_you_mean
 from merganser.recipe import Mixture, Recipe, build
 from merganser.recipe.documents import read_documents
+from merganser.recipe.form import documents_of, refuse_ignored
 from merganser.search.groups import GROUPINGS, Group, float_names, groups, setting
 
 Values = dict[str, Any]
@@ -64,18 +65,25 @@ class Space:
     source: str
     directory: Path | None
     dimensions: list[Dimension] = field(default_factory=list)
+    ignored: tuple[str, ...] = ()
+    """What the recipe has that mergekit reads over, at the start of the search."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Space:
-        """Read a recipe with open numbers; only headers of its models are read.
+    def open(cls, path: str | Path, *, strict: bool = False) -> Space:
+        """Read a recipe with open numbers; only headers of its models are read. strict: as in `recipe.load`.
 
         Raises `RequestError` naming the place for marks that cannot be, where nothing is open, and for what is wrong
         with the recipe at the start of the search.
         """
-        from merganser.document import parse_all, read_file
+        from merganser.document import read_file
 
         path = at_home(path)
-        return cls.of(parse_all(read_file(path), str(path)), str(path), path.parent)
+        documents, odd = documents_of(read_file(path), str(path))
+        space = cls.of(documents, str(path), path.parent)
+        space.ignored = (*odd, *space.ignored)
+        if strict:
+            refuse_ignored(space.source, space.ignored)
+        return space
 
     @classmethod
     def of(cls, documents: Sequence[Any], source: str = "recipe", directory: Path | None = None) -> Space:
@@ -87,7 +95,7 @@ class Space:
                 f"{source}: leaves no number open; mark what is searched for, as in weight: {{search: [0, 1]}} or "
                 "density: {choice: [0.1, 0.2, 0.5]}"
             )
-        space.recipe(space.values([one.start for one in space.dimensions]))
+        space.ignored = space.recipe(space.values([one.start for one in space.dimensions])).ignored
         return space
 
     def values(self, units: Sequence[float]) -> Values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from merganser.engine.memory import resident_bytes
 from merganser.errors import RequestError
 from merganser.recipe import Mixture, Recipe, build
 from merganser.recipe.documents import read_documents
+from merganser.recipe.form import documents_of, refuse_ignored
 from merganser.search.groups import float_names, setting
 
 LINEAR_TOLERANCE = 1e-3
@@ -36,20 +38,28 @@ class VectorRecipe:
         self.labels = [recipe.models[source.model].label for source in only.inputs(recipe.method)]
 
     @classmethod
-    def open(cls, source: str | Path | Mapping[str, Any]) -> VectorRecipe:
-        """Read a recipe. Raises `RequestError` for one that is no plain merge of task vectors."""
-        from merganser.document import parse_all, read_file
+    def open(cls, source: str | Path | Mapping[str, Any], *, strict: bool = False) -> VectorRecipe:
+        """Read a recipe. Raises `RequestError` for one that is no plain merge of task vectors.
+
+        strict: as in `recipe.load`.
+        """
+        from merganser.document import read_file
+
+        odd: tuple[str, ...] = ()
 
         if isinstance(source, Mapping):
             documents, name, directory = [dict(source)], "recipe", None
         else:
             path = at_home(source)
-            documents, name, directory = parse_all(read_file(path), str(path)), str(path), path.parent
+            name, directory = str(path), path.parent
+            documents, odd = documents_of(read_file(path), name)
         if len(documents) > 1:
             raise RequestError(
                 f"{name}: coefficients are learned of recipes of one document; this has {len(documents)}"
             )
         recipe = read_documents(documents, name, directory)
+        if strict:
+            refuse_ignored(name, (*odd, *recipe.ignored))
         if isinstance(recipe, Mixture) or not recipe.simple or recipe.steps:
             raise RequestError(
                 f"{name}: coefficients are learned of recipes with base_model and models, without steps"
@@ -64,7 +74,7 @@ class VectorRecipe:
                 f"{name}: coefficients are learned of task vectors, by a method such as task_arithmetic with "
                 f"a base_model, not of {recipe.method.name}"
             )
-        return cls(documents[0], name, directory, recipe)
+        return cls(documents[0], name, directory, replace(recipe, ignored=(*odd, *recipe.ignored)))
 
     def document(self, values: Sequence[Any]) -> dict[str, Any]:
         """The recipe with a weight for each merged model: a number, or numbers by group."""

@@ -330,11 +330,6 @@ class TestComparing:
         outcome, _ = outcome_of(np.ones(2, np.float32), np.ones(2, np.float16), None)
         assert "against float16" in outcome.problems[0]
 
-    def test_gradients_are_found_where_they_stand(self):
-        assert compare._graded({"models": [{"parameters": {"weight": [{"filter": "a", "value": [0, 1]}]}}]})
-        assert not compare._graded({"models": [{"parameters": {"weight": [{"filter": "a", "value": 1}]}}]})
-        assert not compare._graded({"slices": [{"sources": [{"layer_range": [0, 2]}]}]})
-
 
 class TestDifferences:
     def test_a_refusal_is_excused_only_with_its_case_and_message(self):

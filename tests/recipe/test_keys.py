@@ -12,6 +12,7 @@ from tiny_llamas import llama
 from merganser import recipe
 from merganser.cli import run
 from merganser.errors import RequestError
+from merganser.search import Space
 
 TWO = """models:
 - {model: a, parameters: {weight: 0.25}}
@@ -29,6 +30,17 @@ READ_OVER = {
     "of all, under a model": (
         TIES.replace("density: 0.5", "density: 0.5, lambda: 0.1"),
         "models[0].parameters.lambda (there is one for all models, under parameters)",
+    ),
+    "of another method, where ours has it too": (
+        (
+            "merge_method: nearswap\nbase_model: a\nmodels: [{model: b}]\n"
+            "parameters: {t: 0.1, normalize: true, lambda: 2}\n"
+        ),
+        "parameters.normalize, parameters.lambda",
+    ),
+    "scale of a stack": (
+        "merge_method: sce\nbase_model: a\nmodels: [{model: b}]\nparameters: {lambda: 2, density: 0.5}\n",
+        "parameters.lambda, parameters.density",
     ),
     "without a value": (TIES + "parameters: {lambda: null}\n", "parameters.lambda (has no value)"),
     "in a filter": (
@@ -119,6 +131,10 @@ def test_the_values_are_those_of_the_recipe_without_it(place: Path) -> None:
         (LINEAR + "paramters: {normalize: true}\n", "paramters: unknown key; did you mean 'parameters'"),
         (TIES.replace("density", "densty"), "densty: unknown parameter of ties; did you mean 'density'"),
         (LINEAR.replace("{model: a,", "{model: a, paramters: {},"), r"models\[0\]\.paramters: unknown key"),
+        (
+            TIES + "parameters: {tie: zero}\n",
+            "tie: unknown parameter of mergekit's ties; it belongs to merganser",
+        ),
         (LINEAR + "steps: [{take: {axis: neurons, keep: 0-3}}]\n", "steps: belongs to merganser's own form"),
         (LINEAR.replace("merge_method", "method") + "tags: [merge]\n", "tags: unknown key"),
         (
@@ -147,3 +163,37 @@ tokenizer: union
     assert recipe.load(prompts.replace("weight: 0.5", "positive_prompts: [x]")).ignored == ("tokenizer",)
     with pytest.raises(RequestError, match="did you mean 'gate_mode'"):
         recipe.load(text.replace("gate_mode", "gate_mod"))
+
+
+OPEN = """merge_method: task_arithmetic
+base_model: a
+models: [{model: b, parameters: {weight: {search: [0, 1]}}}]
+parameters: {normalize: false}
+parameters: {normalize: false}
+tags: [merge]
+"""
+
+
+def test_a_recipe_with_open_numbers_is_read_so_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r.yaml").write_text(OPEN)
+    assert Space.open("r.yaml").ignored == (
+        "line 5: the key 'parameters' is given twice (as PyYAML reads it)",
+        "tags",
+    )
+    assert run(["search", "r.yaml", "suite.yaml", "out.yaml", "--strict"]) == 2
+    assert "tags; without --strict it is a warning" in capsys.readouterr().err
+    assert run(["search", "r.yaml", "suite.yaml", "out.yaml"]) == 2  # there is no suite
+    assert capsys.readouterr().err.startswith("warning: keys of the recipe that are read over")
+    Path("own.yaml").write_text(OPEN.replace("merge_method", "method"))
+    with pytest.raises(RequestError, match="given twice"):
+        Space.open("own.yaml")
+
+
+@pytest.mark.models
+def test_commands_that_run_a_recipe_know_strict(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r.yaml").write_text(OPEN.replace("{search: [0, 1]}", "0.5"))
+    for command in ("learn", "evaluate"):
+        assert run([command, "r.yaml", "suite.yaml", "out.yaml", "--strict"]) == 2
+        assert "tags; without --strict it is a warning" in capsys.readouterr().err
+    assert run(["learn", "r.yaml", "suite.yaml", "out.yaml"]) == 2
+    assert "warning: keys of the recipe that are read over" in capsys.readouterr().err
