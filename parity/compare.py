@@ -145,9 +145,7 @@ def _meant(case: Case, home: Path, out: Path) -> _Meant:
     return _Meant(ours, _truths(case, home, out, fused=case.family == "mixtral", all_equal=False))
 
 
-def _truths(
-    case: Case, home: Path, out: Path, *, fused: bool, all_equal: bool
-) -> dict[str, Truth]:
+def _truths(case: Case, home: Path, out: Path, *, fused: bool, all_equal: bool) -> dict[str, Truth]:
     family = FAMILIES[case.family]
     made: dict[str, Model] = {}
     result: dict[str, Truth] = {}
