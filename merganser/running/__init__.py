@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from merganser.running.model import Model, open_model
     from merganser.running.needs import require
     from merganser.running.rows import Rows, read_rows
+    from merganser.running.sentence import Sentence
     from merganser.running.skeleton import open_skeleton
     from merganser.running.tokens import batches, encode, pad
     from merganser.running.trust import batch_size, check_causal
@@ -25,6 +26,7 @@ _HOMES = {
     "Head": "heads",
     "Model": "model",
     "Rows": "rows",
+    "Sentence": "sentence",
     "batch_size": "trust",
     "batches": "tokens",
     "check_causal": "trust",
@@ -49,6 +51,7 @@ __all__ = [
     "Head",
     "Model",
     "Rows",
+    "Sentence",
     "batch_size",
     "batches",
     "check_causal",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from merganser.running.library import folder_of, quiet, short
 from merganser.running.live import live_tensors
 from merganser.running.names import OPTIONAL, names_of
 from merganser.running.needs import require
+from merganser.running.sentence import Sentence, read_sentence
 from merganser.running.source import Source, read_source
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class Model:
         identity: str | None,
         files: Mapping[str, bytes],
         tensors: Mapping[str, tuple[int, ...]],
+        place: Callable[[str], Path] = Path,
     ) -> None:
+        self.place = place
+        """Where a file beside the weights lies."""
         self.module: Any = module
         self.kind = kind
         self.label = label
@@ -98,6 +102,11 @@ class Model:
                 raise RequestError(
                     f"{self.label}: has no image processor that opens: {short(error)}"
                 ) from None
+
+    @cached_property
+    def sentence(self) -> Sentence | None:
+        """How it makes embeddings, where it is a model of sentence-transformers."""
+        return read_sentence(self._files, self.place, self.label)
 
     def file(self, name: str) -> bytes | None:
         """A small file beside the weights (generation_config.json, say); None where there is none."""
@@ -236,6 +245,7 @@ def of_source(module: torch.nn.Module, source: Source) -> Model:
         identity=source.identity,
         files=source.files,
         tensors=source.shapes,
+        place=source.weights.origin.place if source.weights.origin is not None else Path,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -11,11 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from merganser.errors import RequestError
 from merganser.evaluate.classification import Classification
-from merganser.evaluate.inputs import token_ids
 from merganser.evaluate.likelihood import Marks, bare_ids
 from merganser.evaluate.perplexity import Perplexity
 from merganser.evaluate.similarity import Similarity
-from merganser.running import check_one_label, finite, pad, pooled
+from merganser.running import check_one_label, finite, pad
 
 if TYPE_CHECKING:
     from merganser.evaluate import Task
@@ -127,11 +126,11 @@ def _pairs(task: Similarity, model: Model) -> Loss:
     task.prepare(model)
     samples = task.read()
     texts = [a for a, _, _ in samples], [b for _, b, _ in samples]
-    sides = [token_ids(task, model, side, task.max_length) for side in texts]
+    sides = [task.token_ids(model, side) for side in texts]
 
     def loss(rows: Sequence[int]) -> torch.Tensor:
         a, b = (
-            pooled(model, [side[row] for row in rows], pooling=cast(Any, task.pooling), normalize=True)
+            torch.nn.functional.normalize(task.features(model, [side[row] for row in rows]), dim=1)
             for side in sides
         )
         if task.score is None:
