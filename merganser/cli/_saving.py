@@ -192,11 +192,13 @@ def write(
         more = {"check": checked} if checked else {}
         console.print_json(report.as_json() | more | ({"proof": proof} if proof else {}))
     elif not saving.quiet:
-        moved = report.bytes_read + report.bytes_written
+        moved = report.bytes_read + report.bytes_written - report.bytes_resumed
+        whole = report.bytes_read_in_all
+        of_all = f" of {console.size(whole)}" if whole != report.bytes_read else ""
         console.say(
             f"{report.path}: {console.counted(report.tensors, 'tensor')}, "
             f"{console.size(report.bytes_written)} written, "
-            f"{console.size(report.bytes_read)} read in {report.seconds:.1f} s "
+            f"{console.size(report.bytes_read)}{of_all} read in {report.seconds:.1f} s "
             f"({console.size(moved / max(report.seconds, 1e-9))}/s, peak memory {console.size(report.peak_memory)})"
         )
         for note in report.notes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,12 +54,19 @@ _PACE = 1.5e9
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did. Sizes in bytes, time in seconds."""
+    """What a run did. Sizes in bytes, time in seconds.
+
+    bytes_read: read from parents in this run. bytes_read_in_all: what the whole plan reads; more where tensors were
+    taken over from an interrupted run. bytes_written: the tensors of the result. bytes_resumed: those of them that were
+    taken over.
+    """
 
     path: Path
     tensors: int
     bytes_read: int
+    bytes_read_in_all: int
     bytes_written: int
+    bytes_resumed: int
     seconds: float
     peak_memory: int
     resumed: int
@@ -100,6 +107,7 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
         )
         space.open(fingerprint, shards, plan.outputs, resume=options.resume)
         resumed = len(space.finished)
+        read, kept = _left_to_read(plan, space.finished)
         space.start_syncing()
         run_plan(plan, share, options, space)
         for checkpoint in plan.checkpoints:
@@ -108,13 +116,15 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
         if is_file_name(out):
             manifest = _finish_file(plan, shards[0], space, options)
         else:
-            manifest = _finish(plan, shards, space, options, seconds, share, resumed)
+            manifest = _finish(plan, shards, space, options, seconds, share, resumed, read, kept)
         space.seal()
     return Report(
         path=Path(out),
         tensors=len(plan.outputs),
-        bytes_read=plan.read_bytes,
+        bytes_read=read,
+        bytes_read_in_all=plan.read_bytes,
         bytes_written=plan.write_bytes,
+        bytes_resumed=kept,
         seconds=time.perf_counter() - began,
         peak_memory=peak_bytes(),
         resumed=resumed,
@@ -125,6 +135,14 @@ def save(weights: Weights, out: Path, options: SaveOptions) -> Report:
         kernels=compiler.compiled_count(),
         threads=share.threads,
     )
+
+
+def _left_to_read(plan: Plan, finished: Container[str]) -> tuple[int, int]:
+    """What is read from parents where these tensors are finished, and how many bytes of the result they are."""
+    tasks = [task for stage in plan.stages for task in stage.tasks]
+    left = [task for task in tasks if task.output is None or task.name not in finished]
+    read = sum(step.read_bytes for task in left for step in task.steps)
+    return read, sum(output.nbytes for output in plan.outputs if output.name in finished)
 
 
 def run_plan(plan: Plan, share: Budget, options: SaveOptions, space: Workspace) -> None:
@@ -417,6 +435,8 @@ def _finish(
     seconds: float,
     share: Budget,
     resumed: int,
+    read: int,
+    kept: int,
 ) -> Manifest:
     """Write the small files: config, tokenizer, index, manifest."""
     names: list[str] = []
@@ -436,9 +456,11 @@ def _finish(
         add(index_name(plan.file_stem), content)
     run = {
         "seconds": round(seconds, 3),
-        "bytes_read": plan.read_bytes,
+        "bytes_read": read,
+        "bytes_read_in_all": plan.read_bytes,
         "bytes_written": plan.write_bytes,
-        "bytes_per_second": round((plan.read_bytes + plan.write_bytes) / max(seconds, 1e-9)),
+        "bytes_resumed": kept,
+        "bytes_per_second": round((read + plan.write_bytes - kept) / max(seconds, 1e-9)),
         "threads": share.threads,
         "memory_limit": share.limit,
         "peak_memory": peak_bytes(),

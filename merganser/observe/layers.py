@@ -71,14 +71,16 @@ def layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
 def taps(module: Any, found: Mapping[str, Layer], run: Callable[[], object]) -> tuple[list[Tap], list[str]]:
     """The inputs that a run of the module shows, in the order in which they are read, and the places that read none.
 
-    Layers read the same input where they get the same memory, unchanged in between, in every call.
+    Layers read the same input where they get the same memory, unchanged in between, in every call, and make the same
+    rows of it: two convolutions of one tensor that differ in kernel, stride, padding or dilation see other patches.
     """
     shared: dict[tuple[Any, ...], list[str]] = {}
     alive: list[Any] = []  # so that no memory is used twice
 
     def note(place: str, value: Any) -> None:
         alive.append(value)
-        key = (value.data_ptr(), tuple(value.shape), value.stride(), value._version)
+        memory = (value.data_ptr(), tuple(value.shape), value.stride(), value._version)
+        key = (memory, _geometry(module.get_submodule(place)))
         shared.setdefault(key, []).append(place)
 
     hooks = [
@@ -108,6 +110,15 @@ def taps(module: Any, found: Mapping[str, Layer], run: Callable[[], object]) -> 
         made[place] = Tap(place, tensors, found[place].width)
         done.update(group)
     return list(made.values()), [place for place in found if place not in done]
+
+
+def _geometry(layer: torch.nn.Module) -> tuple[Any, ...]:
+    """What decides, beside the tensor that it gets, which rows a layer multiplies by its weight."""
+    import torch
+
+    if isinstance(layer, torch.nn.Conv2d):
+        return ("patches", layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    return ("last axis",)
 
 
 def tokens_of(module: torch.nn.Module, value: torch.Tensor, batch: Batch) -> torch.Tensor | None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_SETS = 255
 DRAWS = 2000
+FEWEST = 5
+"""Mixtures that an interval needs: 3 stand in perfect order by chance once in 6 times, 4 once in 24."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Proxies:
 class Agreement:
     """How a proxy orders mixtures beside their true scores: Spearman's rho, Kendall's tau-b, and rho's 95 % interval.
 
-    The interval is the percentile bootstrap's over mixtures; null where draws without a rank (all equal) are
-    half of all.
+    The interval is the percentile bootstrap's over mixtures. It is null where it would say nothing: for fewer than
+    `FEWEST` mixtures, where every draw has the same rank (a perfect order gives 1 to 1, however few its mixtures are),
+    and where draws without a rank (all equal) are half of all.
     """
 
     proxy: str
@@ -281,10 +284,11 @@ def _agreement(proxy: str, values: np.ndarray[Any, Any], true: np.ndarray[Any, A
 
     draws = np.random.default_rng(seed)
     found = []
-    for _ in range(DRAWS):
+    for _ in range(DRAWS if len(true) >= FEWEST else 0):
         chosen = draws.integers(0, len(true), len(true))
         if (rho := spearman(values[chosen], true[chosen])) is not None:
             found.append(rho)
-    low, high = map(float, np.quantile(found, [0.025, 0.975])) if len(found) > DRAWS // 2 else (None, None)
+    told = len(found) > DRAWS // 2 and max(found) - min(found) > 1e-9
+    low, high = map(float, np.quantile(found, [0.025, 0.975])) if told else (None, None)
     tau = float(kendall([values.tolist(), true.tolist()])[0, 1])
     return Agreement(proxy, len(true), spearman(values, true), None if math.isnan(tau) else tau, low, high)

@@ -36,7 +36,10 @@ try:
 except MerganserError as error:
     print(f"{type(error).__name__}: {error}")
     sys.exit(error.exit_status)
-print(json.dumps({"resumed": report.resumed, "tensors": report.tensors}))
+found = {"resumed": report.resumed, "tensors": report.tensors}
+sizes = ("bytes_read", "bytes_read_in_all", "bytes_written", "bytes_resumed")
+print(json.dumps({name: getattr(report, name) for name in sizes}))
+print(json.dumps(found))
 """
 
 
@@ -163,8 +166,17 @@ def test_a_killed_run_is_resumed_at_the_last_finished_tensor(source, reference, 
     stopped(source, out, lines=30)
     finished = sum('"tensor": "' in line and line.endswith("}") for line in journal(out))
     done = run(source, out)
-    assert json.loads(done.stdout.splitlines()[-1]) == {"resumed": finished, "tensors": LAYERS + 1}
+    sizes, found = map(json.loads, done.stdout.splitlines()[-2:])
+    assert found == {"resumed": finished, "tensors": LAYERS + 1}
     assert finished >= 25 and files_of(out) == reference
+    # `embed`, 14 parts, is planned first; what is left are layers of one part each, whatever the passes over one are
+    held, layers = sizes["bytes_resumed"] // (4 * 90_000), LAYERS + 1 - finished
+    assert sizes["bytes_written"] == 4 * 90_000 * (LAYERS + 14)
+    assert held == finished + 13, "the large tensor was finished"
+    share = layers / (LAYERS + 14)
+    assert sizes["bytes_read"] == pytest.approx(share * sizes["bytes_read_in_all"], rel=1e-6)
+    run_of = json.loads((out / "merganser.json").read_text())["run"]
+    assert {name: run_of[name] for name in sizes} == sizes
 
 
 def test_killed_before_the_rename_it_resumes_everything(source, reference, tmp_path):

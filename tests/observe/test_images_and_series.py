@@ -249,3 +249,73 @@ def test_images_that_do_not_open(pictures, tmp_path, capsys):
             assert run([*words, "--quiet"]) == 2
             assert "row 2" in capsys.readouterr().err
             assert not (tmp_path / "out").exists()
+
+
+def branches():
+    """Convolutions that read one tensor, two of them with one kernel, stride, padding and dilation."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            conv = torch.nn.Conv2d
+            self.plain, self.twin = conv(4, 3, 1), conv(4, 5, 1)
+            self.strided, self.padded = conv(4, 3, 1, stride=2), conv(4, 3, 1, padding=1)
+            self.wide, self.dilated = conv(4, 3, 3, padding=1), conv(4, 3, 3, padding=1, dilation=2)
+
+        def forward(self, x):
+            return [part(x) for part in self.children()]
+
+    return Net()
+
+
+def test_layers_that_read_one_tensor_share_only_equal_patches():
+    import torch
+
+    from merganser.observe.layers import Layer, taps
+
+    net = branches()
+    found = {place: Layer(place, place, part.weight[0].numel()) for place, part in net.named_children()}
+    read, unread = taps(net, found, lambda: net(torch.zeros(1, 4, 6, 6)))
+    assert [tap.tensors for tap in read] == [
+        ("plain", "twin"),
+        ("strided",),
+        ("padded",),
+        ("wide",),
+        ("dilated",),
+    ]
+    assert not unread
+
+
+def test_a_shortcut_has_the_gram_matrix_of_its_own_patches(pictures, tmp_path):
+    """RegNet's blocks begin with a 1x1 convolution, and their shortcut is a 1x1 convolution with stride 2."""
+    import torch
+    import transformers as t
+    from PIL import Image
+    from torch.nn.functional import unfold
+
+    torch.manual_seed(0)
+    config = t.RegNetConfig(
+        embedding_size=6, hidden_sizes=[6, 6], depths=[1, 1], groups_width=3, layer_type="x", num_labels=3
+    )
+    model = t.RegNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor = t.ConvNextImageProcessorPil(size={"shortest_edge": 24}, crop_pct=1.0)
+    processor.save_pretrained(tmp_path / "model")
+    observe(tmp_path / "model", pictures / "files.jsonl", tmp_path / "out", collect="gram,mean")
+    seen = {}
+    parts = {place: part for place, part in model.named_modules() if isinstance(part, torch.nn.Conv2d)}
+    for place, part in parts.items():
+        part.register_forward_pre_hook(lambda _, given, place=place: seen.update({place: given[0]}))
+    images = [Image.open(pictures / f"png/{k}.png").convert("RGB") for k in range(len(LABELS))]
+    with torch.no_grad():
+        model(**processor(images=images, return_tensors="pt"))
+    gram, mean = (mg.open(tmp_path / "out" / kind) for kind in ("gram", "mean"))
+    plain = [place for place, part in parts.items() if part.groups == 1]
+    assert sum("shortcut" in place for place in plain) == 2
+    for place in plain:
+        part = parts[place]
+        x = unfold(seen[place].double(), part.kernel_size, part.dilation, part.padding, part.stride)
+        x = x.transpose(1, 2).reshape(-1, x.shape[1]).numpy()
+        close(mg.compute(gram, f"{place}.weight"), x.T @ x / len(x))
+        close(mg.compute(mean, f"{place}.weight"), x.mean(0))

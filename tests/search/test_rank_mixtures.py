@@ -49,8 +49,7 @@ def test_shares_and_true_scores(models: dict, tmp_path: Path) -> None:
     assert proxy.spearman == pytest.approx(stats.spearmanr(values, true).statistic)
     assert proxy.kendall == pytest.approx(stats.kendalltau(values, true).statistic)
     assert proxy.count == rival.count == 4
-    assert proxy.low is not None
-    assert proxy.low <= proxy.spearman <= proxy.high
+    assert proxy.low is proxy.high is None, "four sets are too few for an interval"
     again = rank_mixtures(models, near(0.5, 1.0), read_sets(path, list(models)), seed=1)
     assert again.as_json() == found.as_json()
 
@@ -61,8 +60,21 @@ def test_rank_correlations_are_scipys() -> None:
     found = _agreement("proxy", x, y, 0)
     assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found.kendall == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert found.low is not None
+    assert -1 <= found.low < found.spearman < found.high <= 1
     nothing = _agreement("proxy", np.ones(5), y[:5], 0)
     assert nothing.spearman is nothing.kendall is nothing.low is None
+
+
+@pytest.mark.parametrize("count", [3, 4, 7])
+def test_there_is_no_interval_where_it_says_nothing(count: int) -> None:
+    """Few sets, and any number in perfect order or in its reverse, give rank correlations but no interval."""
+    true = np.arange(count, dtype=float) ** 2
+    for values, rho in ((true + 1, 1.0), (-true, -1.0)):
+        found = _agreement("proxy", values, true, 0)
+        assert found.spearman == pytest.approx(rho)
+        assert found.kendall == pytest.approx(rho)
+        assert found.low is found.high is None
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,9 @@ def fold_norms(weights: Weights) -> Weights:
 def rotate(weights: Weights, *, axis: str = "residual", matrix: Path | None = None, seed: int = 0) -> Weights:
     """An orthogonal matrix on an axis (residual or value_dim); the function stays.
 
-    matrix: a .npy file with an orthogonal f32 or f64 matrix; without it a random one by `seed` (default 0), that keeps
-    the vector of ones where the family's norms subtract the mean. Norms on the stream are folded first.
+    matrix: a .npy file with an orthogonal f32 or f64 matrix Q, by which a vector x on the axis becomes Q @ x (for what
+    SliceGPT and others call x @ Q, with x as a row, give the transpose); without it a random one by `seed` (default 0),
+    that keeps the vector of ones where the family's norms subtract the mean. Norms on the stream are folded first.
     """
     reading = reading_of(weights)
     sizes: set[int] = {reading.sizes[one] for one in reading.instances(axis)}
