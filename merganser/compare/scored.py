@@ -20,6 +20,7 @@ from merganser.compare.inference import (
     resamples,
     student_t,
     welch,
+    wilson,
 )
 from merganser.compare.outputs import calibration, divergence
 from merganser.compare.samples import Array, Task
@@ -167,6 +168,13 @@ class Scored:
         row["seeds"] = welch(*(list(map(float, group)) for group in runs))
         return row
 
+    def _all_alike(self, measure: Measure, model: int) -> float | None:
+        """The share, where all samples of a model are right or all wrong: every resample says the same then."""
+        if not isinstance(measure, Ratio) or not measure.binary:
+            return None
+        values = measure.parts[:, self.plan.columns[self.plan.names[model]]]
+        return float(values.flat[0]) if (values == values.flat[0]).all() else None
+
     def _interval(self, draws: Array, count: int) -> tuple[float | None, float | None]:
         return percentile_interval(draws, self.plan.confidence) if count > 1 else (None, None)
 
@@ -177,6 +185,8 @@ class Scored:
             scores = []
             for j, name in enumerate(plan.names):
                 low, high = self._interval(self.draws[k][:, j], len(measure.rows))
+                if (share := self._all_alike(measure, j)) is not None and low is not None:
+                    low, high = wilson(share, len(measure.rows), plan.confidence)
                 scores.append(
                     {"model": name, "score": number(self.estimates[k][j]), "low": low, "high": high}
                 )

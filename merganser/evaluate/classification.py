@@ -104,9 +104,8 @@ class Classification(Task):
         """The names of a head's classes: its own, or the suite's where the head only numbers them."""
         if self.labels is None or tuple(known) == self.labels:
             return tuple(known)
-        if len(known) == len(self.labels) and all(
-            name in (f"LABEL_{k}", str(k)) for k, name in enumerate(known)
-        ):
+        nameless = all(name in (f"LABEL_{k}", str(k)) for k, name in enumerate(known))
+        if len(known) == len(self.labels) and (nameless or len(set(known)) < len(known)):
             return self.labels
         raise RequestError(
             f"task {self.name!r}: labels are {listing(self.labels)}, and the head's, in its order, {listing(known)}"
@@ -150,6 +149,12 @@ class Classification(Task):
                 raise RequestError(
                     f"task {self.name!r}: {self.head} takes {linear.hidden} features, and {model.label} has {hidden}"
                 )
+        if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+            raise RequestError(
+                f"task {self.name!r}: two classes of {self.head or model.label} are called {twice[0]!r}, so a label "
+                "does not say which is right. Give the classes names of their own (labels: of the task, in the "
+                "head's order)"
+            )
         answers = self.answers(names)
         inputs, logits = self.inputs.prepare(model, linear)
         return Prepared(len(answers), lambda done: self._run(model, names, answers, inputs, logits, done))

@@ -189,6 +189,16 @@ class SuiteFitness(Fitness):
         mine = {task.rows.digest: str(task.path) for task in self.suite.tasks}
         return [str(task.path) for task in other.suite.tasks if task.rows.digest in mine]
 
+    def shared(self, other: SuiteFitness) -> list[tuple[str, int, int]]:
+        """Data of the other suite with samples that this one has too, in any order or file: how many of how many."""
+        mine = {mark for task in self.suite.tasks for mark in task.digests()}
+        found = []
+        for task in other.suite.tasks:
+            marks = task.digests()
+            if count := sum(mark in mine for mark in marks):
+                found.append((str(task.path), count, len(marks)))
+        return found
+
 
 def _known(given: Mapping[str, Any], names: list[str], where: str) -> None:
     for name in given:

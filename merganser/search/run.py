@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from merganser._progress import Progress
 from merganser.algebra import Weights
-from merganser.errors import MerganserError, RequestError, listing
+from merganser.errors import MerganserError, MerganserWarning, RequestError, listing
 from merganser.methods import get
 from merganser.recipe import Mixture, Recipe, as_saved, build
 from merganser.recipe.build import open_models
@@ -270,3 +271,13 @@ def _apart(fitness: Fitness, test: Fitness) -> None:
             f"the test suite reads data that is searched on ({listing(same)}); what was chosen on data looks "
             "better there than it is"
         )
+    if not (isinstance(fitness, SuiteFitness) and isinstance(test, SuiteFitness)):
+        return
+    for path, count, rows in fitness.shared(test):
+        told = f"{path}: {count} of its {rows} samples are among those that are searched on"
+        if 2 * count > rows:
+            raise RequestError(
+                f"{told}, in another order or file; what was chosen on data looks better there than it is. Test on "
+                "other samples"
+            )
+        warnings.warn(f"{told}; the score on it is too good by that much", MerganserWarning, stacklevel=3)

@@ -516,3 +516,26 @@ def test_generation_tells_outputs_that_differ_though_nothing_flips() -> None:
         == pytest.approx(1 / 3)
     )
     assert [one["id"] for one in flips["examples"]["both_wrong_differ"]] == ["2"]
+
+
+def test_a_share_of_all_or_of_none_has_an_interval():
+    """Every resample of 20 right samples is right; Wilson's interval says what 20 samples cannot rule out."""
+    from merganser.compare import compare
+    from merganser.compare.inference import wilson
+    from merganser.compare.samples import Run, Samples
+
+    def run(name, right):
+        columns = {
+            "id": [str(k) for k in range(20)],
+            "right": right,
+            "input_digest": [str(k) for k in range(20)],
+        }
+        return Run(name, {"t": Samples.of("classification", columns)})
+
+    rights = {"all": [True] * 20, "none": [False] * 20, "half": [k < 10 for k in range(20)]}
+    found = compare({name: run(name, right) for name, right in rights.items()})
+    (measure,) = found["tasks"][0]["measures"]
+    rows = {row["model"]: (row["low"], row["high"]) for row in measure["scores"]}
+    assert rows["all"] == wilson(1.0, 20, 0.95) and 0.8 < rows["all"][0] < 0.9 and rows["all"][1] == 1.0
+    assert rows["none"] == wilson(0.0, 20, 0.95)
+    assert 0.2 < rows["half"][0] < 0.35

@@ -481,3 +481,12 @@ def test_a_correlation_that_does_not_exist_is_undefined_and_wins_nothing(models,
     )
     capsys.readouterr()
     assert run(["compare", str(tmp_path / "o"), str(tmp_path / "p"), "--html", str(tmp_path / "c.html")]) == 0
+
+
+def test_two_classes_of_one_name_are_refused_and_names_of_the_task_help(models, tmp_path):
+    make("classifier", tmp_path / "m", num_labels=3, id2label={0: "good", 1: "bad", 2: "bad"})
+    rows = [{"text": text, "label": "bad"} for text in sentences(3)]
+    with pytest.raises(RequestError, match=r"two classes of .* are called 'bad'"):
+        one(tmp_path / "m", tmp_path, {"kind": "classification"}, rows)
+    given = {"kind": "classification", "labels": ["good", "bad", "worse"]}
+    assert one(tmp_path / "m", tmp_path, given, rows).column("choices")[0] == ["good", "bad", "worse"]

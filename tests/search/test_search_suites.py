@@ -125,6 +125,20 @@ def test_search_as_a_command(place: Path, capsys: pytest.CaptureFixture[str]) ->
     }
 
 
+def test_rows_that_were_searched_on_are_known_in_another_order_and_file(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = yaml.safe_load(Path("val.yaml").read_text())
+    for task in suite["tasks"]:
+        lines = Path(task["data"]).read_text().splitlines()
+        Path(f"turned-{Path(task['data']).name}").write_text("\n".join(lines[::-1][1:]) + "\n")
+        task["data"] = f"turned-{Path(task['data']).name}"
+    Path("turned.yaml").write_text(yaml.safe_dump(suite))
+    assert run(["search", "open.yaml", "val.yaml", "best.yaml", "--test", "turned.yaml"]) == 2
+    assert "in another order or file" in capsys.readouterr().err
+    assert not Path("best.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
