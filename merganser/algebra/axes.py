@@ -63,7 +63,7 @@ def reading_of(weights: Weights) -> Reading:
         )
     if weights.origin is None:
         raise AlgebraError(f"{weights.label!r} has no model directory behind it, so its axes are not known")
-    reading = read(weights.origin)
+    reading = read(weights.origin, weights.passed_over)
     if lost := [name for name in reading.tensors if name not in weights]:
         raise AlgebraError(
             f"{weights.label!r} lacks tensors of its model: {listing(lost)}; named axes need all of them"

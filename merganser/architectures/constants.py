@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 
 _NAMES = re.compile(
-    r"(^|\.)(inv_freq|position_ids|token_type_ids|masked_bias|num_batches_tracked|relative_position_index)$"
+    r"(^|\.)(inv_freq|cos_cached|sin_cached|embed_positions|embed_positions\.weights|position_ids|token_type_ids|"
+    r"causal_mask|masked_bias|num_batches_tracked|relative_position_index)$"
 )
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attn|attn\.attention)\.bias$")
 """The triangle of GPT-2 and its kin, which has the name of a bias and four dimensions."""

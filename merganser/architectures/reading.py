@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -422,8 +422,8 @@ class Reading:
         return next(iter(found.values()), None)
 
 
-def read(checkpoint: Checkpoint) -> Reading:
-    """Read a model through its family's file.
+def read(checkpoint: Checkpoint, without: Collection[str] = ()) -> Reading:
+    """Read a model through its family's file, as if it lacked the tensors `without`.
 
     Raises `RequestError` where there is no config or no file for its model type, `QuantizedError` where the tensors are
     codes, `CheckpointError` where a tensor is
@@ -452,17 +452,21 @@ def read(checkpoint: Checkpoint) -> Reading:
             f"{did_you_mean(str(kind), known_model_types())}; "
             f"`merganser architecture {checkpoint.path}` prints a draft of one"
         )
-    return read_as(checkpoint, family, config)
+    return read_as(checkpoint, family, config, without)
 
 
-def read_as(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -> Reading:
-    """Read a model through a given family."""
+def read_as(
+    checkpoint: Checkpoint, family: Family, config: Mapping[str, Any], without: Collection[str] = ()
+) -> Reading:
+    """Read a model through a given family, as if it lacked the tensors `without`."""
     prefix = ties.prefix_of(family, checkpoint.tensors)
     family = family.joined({name.removeprefix(prefix).rpartition(".")[0] for name in checkpoint.tensors})
     sizes = _sizes(family, config, checkpoint.name)
     tensors: dict[str, NamedTensor] = {}
     unknown = []
     for name in checkpoint.tensors:
+        if name in without:
+            continue
         named = _named(family, name, prefix)
         if named is None:
             unknown.append(name)

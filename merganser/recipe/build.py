@@ -259,9 +259,10 @@ class _Merge:
             setting.check_patterns(names)
         files: dict[str, bytes | None] = {}
         self.left_out: dict[str, None] = {}
-        if recipe.mergekit:
-            self.opened, told = without_unnamed(self.opened, recipe.merged)
-            self.left_out |= dict.fromkeys(told)
+        self.opened, some, self.unnamed = without_unnamed(
+            self.opened, recipe.merged, mergekit=recipe.mergekit, axes=recipe.needs_axes
+        )
+        self.left_out |= dict.fromkeys(some)
         self.on_disk = list(self.opened)
         self.statistics: dict[tuple[str, int], Weights] = {}
         self.unobserved: dict[str, None] = {}
@@ -290,6 +291,8 @@ class _Merge:
             weights = promoted(weights)
         if self.left_out:
             weights = weights.with_note({"step": "left out", "only some models have": list(self.left_out)})
+        if self.unnamed:
+            weights = weights.with_note({"step": "left out", "no family names": self.unnamed})
         if differ is not None:
             weights = weights.with_note(differ)
         if self.reordered:

@@ -39,23 +39,29 @@ def promoted(weights: Weights) -> Weights:
     return weights.map(one)
 
 
-def without_unnamed(models: Sequence[Weights], merged: Sequence[int]) -> tuple[list[Weights], list[str]]:
-    """The models without tensors that their family's file does not name and that not all of the merged ones have.
+def without_unnamed(
+    models: Sequence[Weights], merged: Sequence[int], *, mergekit: bool, axes: bool
+) -> tuple[list[Weights], list[str], list[str]]:
+    """The models without tensors that their family's file does not name, and what was left out, for the report.
 
-    A value head that training left, for instance. Also gives what was left out, for the report.
+    That is in two lists: what only some of the merged models have, and what all of them have.
+
+    In mergekit's form those that not all of the merged models have (a value head that training left, for instance), and
+    with `axes`, where layers or tokens must be known, all of them. In our own form constants alone, and with `axes`.
     """
     taking = [k for k in merged if not is_vector(models[k])]
-    found, told = list(models), []
-    for k in taking:
-        odd = [
-            name for name in _unnamed(models[k]) if any(models[other].find(name) is None for other in taking)
-        ]
-        if odd:
-            gone = set(odd)
+    found, some, others = list(models), list[str](), list[str]()
+    for k in taking if mergekit or axes else ():
+        gone = set()
+        for name in _unnamed(models[k]):
+            lacking = any(models[other].find(name) is None for other in taking)
+            if (mergekit and lacking) or (axes and (mergekit or models[k].entry(name).carried)):
+                gone.add(name)
+                (some if lacking else others).append(f"{name} of {models[k].label}")
+        if gone:
             rest = {name: models[k].entry(name) for name in models[k] if name not in gone}
             found[k] = models[k]._with(rest, passed_over=models[k].passed_over | gone)
-            told += [f"{name} of {models[k].label}" for name in odd]
-    return found, told
+    return found, some, others
 
 
 def _unnamed(weights: Weights) -> list[str]:

@@ -173,6 +173,12 @@ class Recipe:
         return before, after
 
     @property
+    def needs_axes(self) -> bool:
+        """Whether layers or tokens must be known: for slices, modules, gradients, another tokenizer."""
+        rows = self.vocabulary is not None and self.vocabulary.source is not None
+        return rows or not self.simple or any(setting.graded for setting in self.settings)
+
+    @property
     def simple(self) -> bool:
         """Whether whole models are merged, all in one way."""
         return len(self.parts) == 1 and len(self.parts[0].slices) == 1 and not self.parts[0].sliced

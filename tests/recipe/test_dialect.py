@@ -149,3 +149,90 @@ slices:
         recipe.load(text.replace("merge_method", "method"))
     with pytest.raises(RequestError, match="at least 1 model beside its base"):
         recipe.load(f"merge_method: {method}\nbase_model: base\nmodels: [{{model: base}}]\n")
+
+
+CONSTANTS = {
+    "model.layers.{}.self_attn.rotary_emb.cos_cached": np.full((1, 1, 8, 4), 0.5, np.float32),
+    "model.layers.{}.self_attn.masked_bias": np.array(-np.inf, np.float32),
+    "model.layers.{}.self_attn.causal_mask": np.ones((1, 1, 8, 8), np.bool_),
+}
+STACK = (
+    "slices:\n- sources: [{model: a, layer_range: [0, 2]}]\n- sources: [{model: b, layer_range: [1, 4]}]\n"
+)
+
+
+def with_constants(name: str, seed: int, **more: np.ndarray) -> dict[str, np.ndarray]:
+    arrays = llama_arrays(seed)
+    own = {key.format(k): array for key, array in CONSTANTS.items() for k in range(4)}
+    write_model(Path(name), arrays | own | more, config())
+    return arrays
+
+
+@pytest.mark.parametrize("form", ["merge_method", "method"])
+def test_constants_of_older_libraries_do_not_stand_in_the_way_of_slices(form: str) -> None:
+    a, b = with_constants("a", 0), llama(Path("b"), 1)
+    made = merged(f"{form}: passthrough\n{STACK}", Path("out"))
+    assert len(made) == 3 + 5 * 9
+    name = "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(made[name.format(1)], a[name.format(1)])
+    np.testing.assert_array_equal(made[name.format(4)], b[name.format(3)])
+    (note,) = json.loads((Path("out") / "merganser.json").read_text())["notes"]
+    assert note["step"] == "left out"
+    assert len(note["only some models have"]) == 12
+
+
+@pytest.mark.parametrize("base", ["a", "b"])
+def test_constants_are_carried_and_never_computed_with(base: str) -> None:
+    with_constants("a", 0)
+    with_constants("b", 1)
+    for text in (
+        f"merge_method: linear\n{PAIR}parameters: {{normalize: false}}\n".replace("0.25", "3"),
+        (
+            f"merge_method: task_arithmetic\nbase_model: {base}\nmodels: [{{model: a}}, {{model: b}}]\n"
+            "parameters: {weight: 7}\n"
+        ),
+        "merge_method: passthrough\nmodels: [{model: a, parameters: {scale: 3}}]\n",
+    ):
+        out = Path("out") / text[14:18]
+        made = merged(text, out)
+        for key, array in CONSTANTS.items():
+            np.testing.assert_array_equal(made[key.format(2)], array)
+
+
+def test_a_value_head_that_all_have_does_not_stand_in_the_way_of_slices() -> None:
+    for seed, name in enumerate("ab"):
+        with_constants(name, seed, **{LEFT_OVER[0]: np.ones(1, np.float32)})
+    made = merged(f"merge_method: passthrough\n{STACK}", Path("out"))
+    assert LEFT_OVER[0] not in made
+    (note,) = json.loads((Path("out") / "merganser.json").read_text())["notes"]
+    assert note["step"] == "left out"
+    assert f"{LEFT_OVER[0]} of a" in note["no family names"]
+    with pytest.raises(mg.MerganserError):
+        merged(f"method: passthrough\n{STACK}", Path("own"))
+
+
+def test_all_sources_of_a_last_slice_make_what_stands_after_the_layers() -> None:
+    a, b, c = (llama(Path(name), seed) for seed, name in enumerate("abc"))
+    made = merged(
+        "merge_method: linear\nparameters: {weight: [1, 9]}\nslices:\n"
+        "- sources: [{model: a, layer_range: [0, 2]}]\n"
+        "- sources: [{model: b, layer_range: [2, 4]}, {model: c, layer_range: [2, 4], parameters: {weight: [3, 8]}}]\n",
+        Path("out"),
+    )
+    for name in ("model.norm.weight", "lm_head.weight"):
+        np.testing.assert_allclose(made[name], (b[name] + 3 * c[name]) / 4, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(made["model.embed_tokens.weight"], a["model.embed_tokens.weight"])
+
+
+def test_eps_of_multislerp_does_not_turn_the_mean() -> None:
+    held = [llama(Path(name), seed) for seed, name in enumerate("ab")]
+    made = merged(
+        "merge_method: multislerp\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1, eps: 0.5}\n",
+        Path("out"),
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    x, y = (arrays[name].astype(np.float64) for arrays in held)
+    lengths = [np.linalg.norm(one) for one in (x, y)]
+    mean = 0.5 * x / (lengths[0] + 0.5) + 0.5 * y / (lengths[1] + 0.5)
+    exact = sum(lengths) / 2 * mean / np.linalg.norm(mean)
+    np.testing.assert_allclose(made[name], exact, rtol=1e-4, atol=1e-5)
