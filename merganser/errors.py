@@ -38,6 +38,10 @@ class NonFiniteError(MerganserError):
     """A result holds NaN or Inf."""
 
 
+class VarianceError(MerganserError):
+    """A variance of the result is below 0."""
+
+
 class SpellingError(AlgebraError, TypeError):
     """A word of Python or NumPy that means something else on weights that are not computed; says how it is spelled."""
 

@@ -36,6 +36,7 @@ from merganser.engine.companions import (
     small_files_of,
 )
 from merganser.engine.files import Shard, index, lay_out, one_file, with_manifest
+from merganser.engine.finite import refuse_negative_variance
 from merganser.engine.kernels import compiler
 from merganser.engine.ledger import Ledger
 from merganser.engine.memory import Budget, budget, peak_bytes
@@ -164,12 +165,17 @@ def run_plan(plan: Plan, share: Budget, options: SaveOptions, space: Workspace) 
         record["parents"] = _parent_digests(runs)
         space.finish(output.name, record)
 
+    def write(output: Output, start: int, data: memoryview) -> None:
+        if options.degree == 1:  # in a difference of models a change of a variance may be negative
+            refuse_negative_variance(output, start, data)
+        space.write(output, start, data)
+
     shared: list[StepRun] = []
     _schedule(
         plan,
         share,
         done=lambda task, runs: done(task, runs) if task.output else shared.extend(runs),
-        write=space.write,
+        write=write,
         allow_nonfinite=options.allow_nonfinite,
         progress=options.progress,
         skip=lambda task: task.output is not None and task.name in space.finished,
