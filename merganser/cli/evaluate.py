@@ -156,5 +156,7 @@ def report(found: Results) -> None:
             told = "undefined" if value is None else f"{value:.4f}"
             rows.append((*shown, metric, told, "" if error is None else f"± {error:.4f}"))
             shown = ("", "", "")  # type: ignore[assignment]
+        for what, number in task.beside.items():
+            rows.append(("", "", "", f"({what.replace('_', ' ')})", f"{number:.4f}", ""))
     console.table(("task", "kind", "samples", "metric", "value", "stderr"), rows)
     console.say()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from merganser._version import __version__
 from merganser.errors import RequestError, did_you_mean, listing
+from merganser.evaluate.beside import beside
 from merganser.evaluate.metrics import Metrics, metrics_of
 from merganser.evaluate.output import RESULTS, Workspace, check_target
 from merganser.running import require
@@ -65,6 +66,12 @@ class TaskResult:
     ) -> TaskResult:
         """From columns; those that are missing are null throughout."""
         return cls(kind, table_of(kind, columns), metrics_of(kind, columns), data, data_digest)
+
+    @property
+    def beside(self) -> dict[str, float]:
+        """What chance and the commonest answer would reach, how varied outputs are; see `merganser.evaluate.beside`."""
+        names = [name for name in ("choices", "answer", "text") if name in self.table.column_names]
+        return beside(self.kind, {name: self.column(name) for name in names})
 
     @property
     def rows(self) -> int:
@@ -185,6 +192,7 @@ def record(task: TaskResult, file: str) -> dict[str, Any]:
         "data": task.data,
         "data_digest": task.data_digest,
         "metrics": task.metrics,
+        **({"beside": told} if (told := task.beside) else {}),
         "file": file,
     }
 

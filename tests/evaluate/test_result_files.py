@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -282,3 +283,15 @@ def test_a_live_identity_is_of_names_shapes_and_numbers():
     for name, value in sorted(Held.module.state_dict().items()):
         state.update(f"{name}{list(value.shape)}".encode() + value.numpy().tobytes())
     assert live_identity(Held) == f"live-{state.hexdigest()}"
+
+
+def test_what_stands_beside_a_score():
+    from merganser.evaluate.beside import beside
+
+    columns = {"choices": [["a", "b"], ["a", "b", "c", "d"], ["c", "a"]], "answer": ["a", "a", "a"]}
+    assert beside("classification", columns) == {"chance": (0.5 + 0.25 + 0.5) / 3, "commonest_answer": 1.0}
+    assert beside("multiple_choice", columns)["commonest_answer"] == 2 / 3, "by place"
+    found = beside("generation", {"text": ["a a b", "a c", None]})
+    assert found["distinct_words"] == 3 / 5
+    assert found["word_entropy"] == pytest.approx(-(0.6 * math.log2(0.6) + 0.4 * math.log2(0.2)))
+    assert beside("generation", {"text": [""]}) == beside("perplexity", {"nats": [1.0]}) == {}
