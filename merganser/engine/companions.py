@@ -31,8 +31,9 @@ def check_filled(checkpoints: Iterable[Checkpoint]) -> None:
     """Raise `CheckpointError` for a parent that is a model whose tensors are empty: they were never gathered."""
     for one in _models(checkpoints):
         empty = [name for name, tensor in one.tensors.items() if 0 in tensor.shape and tensor.dtype.is_float]
-        stubs = len(empty) > 1 or any(one.tensors[name].shape == (0,) for name in empty)
-        if (stubs and one.config is not None) or len(empty) * 2 > len(one.tensors):
+        flat = [name for name in empty if one.tensors[name].shape == (0,)]
+        stubs = len(flat) * 2 > len(one.tensors) or (one.config is not None and (flat or len(empty) > 1))
+        if len(one.tensors) > 1 and stubs:
             raise CheckpointError(
                 f"{one.name}: {len(empty)} tensors hold nothing, {empty[0]!r} first: {NOT_GATHERED}"
             )
