@@ -103,13 +103,29 @@ def options(*lacking: str) -> Callable[[Callable[..., None]], Callable[..., None
     return wrap
 
 
-def run(recipe: Recipe | Mixture, out: Path, saving: Saving, command: str, doing: str) -> None:
-    """Build the recipe's weights, save them, and report. `doing` is what the progress bar says."""
+def run(
+    recipe: Recipe | Mixture,
+    out: Path,
+    saving: Saving,
+    command: str,
+    doing: str,
+    *,
+    batch_norm: Path | None = None,
+) -> None:
+    """Build the recipe's weights, save them, and report. `doing` is what the progress bar says.
+
+    batch_norm: rows on which running statistics are computed anew before that.
+    """
     from merganser.recipe import build
 
     _sizes(saving)
     weights, settings = build(recipe, seed=saving.seed, allow_pickle=saving.allow_pickle)
     checked = _check(recipe, weights, saving) if saving.check else None
+    if batch_norm is not None:
+        from merganser.observe import with_running_statistics
+
+        with console.progress(not saving.quiet and not saving.as_json, "normalising", "batches") as progress:
+            weights = with_running_statistics(weights, batch_norm, progress=progress)
     steps = [call.step.name for call in getattr(recipe, "steps", ())]
     method = getattr(getattr(recipe, "method", None), "name", "")
     alone = settings.get("dtype") is None and method == "passthrough"

@@ -20,6 +20,14 @@ def command(
     ],
     out: _saving.OUT,
     strict: _saving.STRICT = False,
+    batch_norm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Rows on which BatchNorm's running statistics are computed anew, which the parents' do not fit. Needs "
+            "the `models` extra, and the merge in memory.",
+        ),
+    ] = None,
     *,
     saving: _saving.Saving,
 ) -> None:
@@ -29,4 +37,4 @@ def command(
     """
     from merganser.recipe import load
 
-    _saving.run(load(recipe, strict=strict), out, saving, NAME, "merging")
+    _saving.run(load(recipe, strict=strict), out, saving, NAME, "merging", batch_norm=batch_norm)

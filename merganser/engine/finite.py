@@ -49,7 +49,8 @@ def refuse_negative_variance(output: Output, start: int, view: memoryview) -> No
             f"tensor {output.name!r} would hold {values[at]:.6g} at [{start + at}]: a batch norm's variance "
             "is never below 0, and the model would give NaN. Changes that are added do not keep it positive. "
             "Nothing was sealed. Keep the base's running statistics, in a recipe with weight: "
-            "[{filter: running_, value: 0}, {value: ...}], or average the models (method: linear)"
+            "[{filter: running_, value: 0}, {value: ...}], average the models (method: linear), or have them computed "
+            "anew on rows of data (merganser merge --batch-norm DATA)"
         )
 
 

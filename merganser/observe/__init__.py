@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from merganser._lazy import lazy
 
 if TYPE_CHECKING:
+    from merganser.observe.batch_norm import with_running_statistics
     from merganser.observe.opening import statistics
     from merganser.observe.options import KINDS
     from merganser.observe.run import Report, observe
@@ -19,7 +20,8 @@ _HOMES = {
     "Report": "run",
     "observe": "run",
     "statistics": "opening",
+    "with_running_statistics": "batch_norm",
 }
-__all__ = ["KINDS", "Report", "observe", "statistics"]
+__all__ = ["KINDS", "Report", "observe", "statistics", "with_running_statistics"]
 
 __getattr__ = lazy(__name__, _HOMES)
