@@ -198,19 +198,7 @@ def concat(parts: Sequence[Weights], axis: str) -> Weights:
         check_agreement(parts, _apart(reading, axis))
     entries: dict[str, Entry] = {}
     for name in first:
-        dims = [k for k, parts_of in enumerate(reading.parts(name)) if any(_has(p, axis) for p in parts_of)]
-        if not dims:
-            entries[name] = first.entry(name)
-            continue
-        if len(dims) > 1 or any(len(p) > 1 and _has(p[1:], axis) for p in reading.parts(name)[dims[0]]):
-            raise reading.refused(
-                f"concat along {axis}: tensor {name!r} does not have it as one outer dimension"
-            )
-        entry = first.entry(name)
-        pieces = _side_by_side(
-            [(part, r) for part, r in zip(parts, readings, strict=True)], name, dims[0], axis
-        )
-        entries[name] = Entry(pieces, entry.degree)
+        entries[name] = _joined(list(zip(parts, readings, strict=True)), name, axis, "concat")
     sizes, config = dict(reading.sizes), dict(reading.config)
     for one in reading.instances(axis):
         sizes[one] = sum(r.sizes[one] for r in readings)
@@ -229,6 +217,18 @@ def _apart(reading: Reading, axis: str) -> set[str]:
     held = (set().union(*(dim.axes for dim in named.spec.dims)) for named in reading.tensors.values())
     met = any({VOCAB, axis} <= names for names in held)
     return {*sizes, *family.lists, *family.numbers, *(() if met else (TOKENIZER_KEY,))}
+
+
+def _joined(parts: Sequence[tuple[Weights, Reading]], name: str, axis: str, what: str) -> Entry:
+    """A tensor of several models with their elements of an axis one after the other; the first model's without it."""
+    first, reading = parts[0]
+    entry = first.entry(name)
+    dims = [k for k, parts_of in enumerate(reading.parts(name)) if any(_has(p, axis) for p in parts_of)]
+    if not dims:
+        return entry
+    if len(dims) > 1 or any(len(p) > 1 and _has(p[1:], axis) for p in reading.parts(name)[dims[0]]):
+        raise reading.refused(f"{what} along {axis}: tensor {name!r} does not have it as one outer dimension")
+    return Entry(_side_by_side(list(parts), name, dims[0], axis), entry.degree)
 
 
 def _side_by_side(parts: list[tuple[Weights, Reading]], name: str, dim: int, axis: str) -> Expression:
@@ -334,12 +334,16 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
     if not offset:
         raise reading.refused(f"stack: no {axis} is left")
     sizes[Axis(axis)] = offset
+    _all_have_what_all_copies_share(cut, axis)
     for name, named in reading.tensors.items():
         if axis in dict(named.at):
             continue
         after = order.index(named.spec.pattern) > final
         home = cut[-1] if after and name in last.tensors else cut[0]
-        (late if after else begin).append((name, home.entry(name), named))
+        entry = home.entry(name)
+        if any(axis in dim.axes for dim in named.spec.dims):  # it holds something of every copy
+            entry = _joined([(part, reading_of(part)) for part in cut], name, axis, "stack")
+        (late if after else begin).append((name, entry, named))
     entries = {n: e for n, e, _ in begin} | entries | {n: e for n, e, _ in late}
     tensors = {n: t for n, _, t in begin} | tensors | {n: t for n, _, t in late}
     runs = [(reading_of(part), range(_count(reading_of(part), axis))) for part in cut]
@@ -350,6 +354,20 @@ def stack(parts: Sequence[tuple[Weights, Keep]], axis: str = "layer") -> Weights
     ):  # whose head it is
         reading = replace(reading, config=with_label_names(reading.config, names))
     return _changed(cut[0], entries, reading.resized(sizes, tensors), cut)
+
+
+def _all_have_what_all_copies_share(parts: Sequence[Weights], axis: str) -> None:
+    """Raises `AlgebraError` where a tensor that holds something of every copy is not in all of several models."""
+    for part in parts:
+        for name, named in reading_of(part).tensors.items():
+            if axis in named.spec.indices or not any(axis in dim.axes for dim in named.spec.dims):
+                continue
+            lacking = [other.label for other in parts if name not in other]
+            if lacking:
+                raise reading_of(part).refused(
+                    f"stack: {lacking[0]!r} has no {name!r}, which holds something of every {axis}. Leave it out of "
+                    f"the others as well: merganser.open(MODEL).drop('*{named.spec.module}*').save(OUT, partial=True)"
+                )
 
 
 # Changing elements ----------------------------------------------------------------------------------------------------

@@ -22,11 +22,12 @@ from merganser.architectures.notation import (
     parse_module,
 )
 from merganser.architectures.positions import LIST, NUMBERS, PositionRule, parse_positions
+from merganser.architectures.stages import StageSpec, parse_stages
 from merganser.errors import RequestError, did_you_mean
 
 KEYS = {
     "family", "model_types", "body", "indices", "axes", "config", "lists", "fixed", "require", "modules", "heads",
-    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "derived", "positions",
+    "tied", "norms", "inexact", "wrappers", "experts", "curved", "when", "same", "numbers", "stages", "positions",
     "aliases", "proportional", "at_most", "rigid", "beyond", "together", "loaders", "tie", "beside",
     "counted", "centred",
 }  # fmt: skip
@@ -140,8 +141,8 @@ class Family:
     curved: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)
     """Config lists of numbers of copies, by key: `mlp_only_layers` holds numbers of layers."""
-    derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Config keys that the loader makes anew when left out, as they must be once there are more or fewer copies."""
+    stages: StageSpec | None = None
+    """The layers whose output a backbone gives out."""
     same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     centred: frozenset[str] = frozenset()
     """Axes from which norms without a tensor of their own subtract the mean."""
@@ -349,7 +350,7 @@ def parse_family(text: str, place: str) -> Family:
         experts=_experts(raw.get("experts"), place),
         curved=dict(raw.get("curved", {})),
         numbers=dict(raw.get("numbers", {})),
-        derived={str(index): tuple(keys) for index, keys in raw.get("derived", {}).items()},
+        stages=parse_stages(raw.get("stages"), place),
         same=_same(raw.get("same", {}), place),
         centred=frozenset(map(str, raw.get("centred", ()))),
         loaders=parse_loaders(raw.get("loaders", {}), [str(kind) for kind in raw["model_types"]], place),
@@ -579,7 +580,8 @@ def _check_copies(family: Family, place: str) -> None:
         *family.lists.items(),
         *family.numbers.items(),
         *family.proportional.items(),
-        *((index, index) for index in (*family.derived, *family.beyond)),
+        *((index, index) for index in family.beyond),
+        *(("stages", spec.index) for spec in [family.stages] if spec is not None),
         *((rule.name, rule.index) for rule in family.positions),
     )
     for key, index in counted:

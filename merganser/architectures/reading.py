@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from merganser.architectures import positions, ties
+from merganser.architectures import positions, stages, ties
 from merganser.architectures.family import AxisSpec, Family, family_of, get_key, known_model_types, with_key
 from merganser.architectures.notation import Dimension, Formula, Missing, TensorSpec
 from merganser.architectures.positions import Move, PositionRule, Values
@@ -289,10 +289,8 @@ class Reading:
                 f"{name} would be {common[name]}, and the stock loader takes it from config.json as {spec.size} "
                 f"= {size}; no key can say anything else"
             )
-        for index, keys in family.derived.items():
-            if common.get(index) != before.get(index):
-                for key in keys:
-                    config.pop(key, None)
+        if family.stages is not None:
+            config = self._staged(family.stages, config, before, common)
         for key, index in family.lists.items():
             values = family.value(config, key)
             if isinstance(values, list) and len(values) != (common.get(index) or len(values)):
@@ -300,6 +298,18 @@ class Reading:
                     f"config.json's {key} has {len(values)} entries and there are {common[index]} of {index}"
                 )
         return config
+
+    def _staged(
+        self,
+        spec: stages.StageSpec,
+        config: dict[str, Any],
+        before: Mapping[str, int],
+        common: Mapping[str, int | None],
+    ) -> dict[str, Any]:
+        old, new, move = before.get(spec.index), common.get(spec.index), self.moves.get(spec.index)
+        if move is None or old is None or new is None:
+            return config
+        return stages.followed(spec, config, old, move.order, new, self.refused)
 
     def said(self) -> dict[str, int]:
         """What the config's keys of sizes are for the axes as they are, whether or not config.json has them."""
@@ -438,14 +448,13 @@ def read(checkpoint: Checkpoint, without: Collection[str] = ()) -> Reading:
     kind = config.get("model_type")
     family = family_of(str(kind))
     if family is None:
-        text = config.get("text_config")
-        inner = str(text.get("model_type")) if isinstance(text, Mapping) else ""
-        if family_of(inner) is not None:
+        if family_of(inner := _text_part(config)) is not None:
             raise RequestError(
                 f"{checkpoint.name}: there is no family file for model_type {kind!r}, which holds a text model "
                 f"({inner}) beside other parts. Its axes and layers are known once it lies alone: "
                 "AutoModelForImageTextToText.from_pretrained(MODEL).get_decoder().save_pretrained(TEXT) of "
-                "transformers writes it, without an output head of its own"
+                "transformers writes it, without an output head of its own, and set_decoder puts it back "
+                "(docs/named-axes.md, Layers that move)"
             )
         raise RequestError(
             f"{checkpoint.name}: there is no family file for model_type {kind!r}"
@@ -453,6 +462,15 @@ def read(checkpoint: Checkpoint, without: Collection[str] = ()) -> Reading:
             f"`merganser architecture {checkpoint.path}` prints a draft of one"
         )
     return read_as(checkpoint, family, config, without)
+
+
+def _text_part(config: Mapping[str, Any]) -> str:
+    """The model type of a text model inside another; "" for none. Old configs have its keys among their own."""
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and text.get("model_type") is not None:
+        return str(text["model_type"])
+    inside = isinstance(text, Mapping) or isinstance(config.get("vision_config"), Mapping)
+    return f"{config.get('model_type')}_text" if inside else ""
 
 
 def read_as(

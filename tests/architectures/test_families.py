@@ -268,10 +268,15 @@ def orders(one: Case) -> dict[Axis, np.ndarray]:
     family = reading.family
     held = {a.name for tensor in reading.tensors for dim in reading.parts(tensor) for p in dim for a in p
             if isinstance(a, Axis)}  # fmt: skip
+    chosen = {
+        name for spec in family.tensors if spec.writes is not None for name in spec.dims[spec.writes].axes
+    }
     found = {}
     for axis, size in reading.sizes.items():
         if axis.name in family.fixed or axis.name not in held or size < 2:
             continue
+        if axis.name in family.indices and axis.name not in chosen:
+            continue  # layers run in their order, be there a head that reads something of each
         free = np.arange(size)
         if "vocab" in axis.name:
             free = np.array([k for k in free if k not in special_tokens(one.model.config)])

@@ -291,6 +291,62 @@ def test_alignment_heads_follow_the_layers_of_the_decoder(tmp_path: Path) -> Non
     assert note["is"] == "taken away"
 
 
+# A head that reads something of every layer ---------------------------------------------------------------------------
+
+
+def protein_model(folder: Path, seed: int = 0) -> Path:
+    config = transformers.EsmConfig(
+        vocab_size=33, hidden_size=24, intermediate_size=20, num_hidden_layers=4, num_attention_heads=3,
+        max_position_embeddings=32, position_embedding_type="rotary", pad_token_id=1, mask_token_id=32,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    shake(transformers.EsmForMaskedLM(config)).save_pretrained(folder)
+    return folder
+
+
+def contacts(folder: Path) -> np.ndarray:
+    model, info = transformers.EsmForMaskedLM.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not info["missing_keys"] and not info["mismatched_keys"], info
+    ids = torch.arange(4, 16)[None]
+    with torch.no_grad():
+        return model.eval().esm.predict_contacts(ids, torch.ones_like(ids)).numpy()
+
+
+def test_the_contact_head_follows_heads_and_layers(tmp_path: Path) -> None:
+    model = protein_model(tmp_path / "model")
+    weights = mg.open(model)
+    get_step("permute").function(weights, axis="heads", order=[2, 0, 1]).save(tmp_path / "turned", sync=False)
+    assert np.allclose(contacts(tmp_path / "turned"), contacts(model), atol=1e-5)
+    axes.stack([(weights, range(3)), (weights, range(3, 4))]).save(tmp_path / "same", sync=False)
+    assert np.array_equal(contacts(tmp_path / "same"), contacts(model))
+
+    get_step("layers").function(weights, keep=[3, 0, 0]).save(tmp_path / "fewer", sync=False)
+    contacts(tmp_path / "fewer")
+    name = "esm.contact_head.regression.weight"
+    before = load_file(model / "model.safetensors")[name].reshape(4, 3)
+    after = load_file(tmp_path / "fewer" / "model.safetensors")[name].reshape(3, 3)
+    assert torch.equal(after, before[[3, 0, 0]])
+
+
+def test_a_contact_head_that_one_model_lacks_is_left_out_of_all(tmp_path: Path) -> None:
+    model, other = protein_model(tmp_path / "model"), protein_model(tmp_path / "other", 1)
+    mg.open(other).drop("*contact_head*").save(tmp_path / "bare", partial=True, sync=False)
+
+    def stacked(first: Path, second: Path = tmp_path / "bare") -> Any:
+        return axes.stack([(mg.open(first), range(3)), (mg.open(second), range(1, 4))])
+
+    for order in ((model,), (tmp_path / "bare", model)):
+        with pytest.raises(AlgebraError, match=r"bare.* has no .*contact_head") as refusal:
+            stacked(*order)
+    pattern = str(refusal.value).partition(".drop('")[2].partition("')")[0]
+    mg.open(model).drop(pattern).save(tmp_path / "less", partial=True, sync=False)
+    stacked(tmp_path / "less").save(tmp_path / "out", sync=False)
+    made, info = transformers.EsmForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert all("contact_head" in name for name in info["missing_keys"]) and len(made.esm.encoder.layer) == 6
+
+
 # Text models inside others --------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ SPLIT: dict[str, Any] = {key: value for key, value in LLAMA.items() if key != "h
     "hidden_size": 24
 }
 """For loaders that take head_dim from the residual stream."""
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1]}
+"""Rotary pairs that turn by time, and those that turn by the row and the column of an image."""
 GPT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "n_embd": 24,
@@ -106,6 +108,8 @@ add("cwm", "cwm", LLAMA)
 add("ernie4_5", "ernie4_5", LLAMA, use_bias=True)
 add_heads("qwen3", LLAMA, "sq", attention_bias=True)
 add_heads("hunyuan_v1_dense", LLAMA, "s")
+for kind in ("qwen2_vl_text", "qwen2_5_vl_text"):
+    add(kind, kind, SPLIT, "Body", use_sliding_window=True, max_window_layers=1, rope_parameters=SECTIONS)
 add_heads("gemma", LLAMA, "s")
 add_heads("gemma2", LLAMA, "s", query_pre_attn_scalar=4)
 add_heads("gemma3_text", LLAMA, "s", query_pre_attn_scalar=4)
