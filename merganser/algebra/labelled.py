@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.algebra.rearranged import Indices, taken
+from merganser.architectures.family import family_of
 from merganser.architectures.labels import label_count, label_names, label_rows, numbered, with_label_names
 from merganser.errors import AlgebraError, listing
 
@@ -139,12 +140,17 @@ def other_rows(weights: Weights, reference: Weights) -> dict[str, tuple[int, Ind
         if own is None or wanted is None:
             raise
         shared = _shared_rows(weights, reference)
-        if any(weights[name].shape[dim] != len(own) for name, dim in shared.items()):
-            raise  # a row for no label, which is no label to leave out or to fill up
+        spare = {name: weights[name].shape[dim] - len(own) for name, dim in shared.items()}
+        if any(
+            not 0 <= more <= 1 or reference[name].shape[shared[name]] - len(wanted) != more
+            for name, more in spare.items()
+        ):
+            raise
         place = {name: k for k, name in enumerate(own)}
         here = np.array([place.get(name, -1) for name in wanted], np.int64)
         extra = np.array([k for k, name in enumerate(own) if name not in set(wanted)], np.int64)
-        return {name: (dim, here, extra) for name, dim in shared.items()}
+        last = np.append(here, len(own))  # a detector's row for no object, which both have
+        return {name: (dim, last if spare[name] else here, extra) for name, dim in shared.items()}
     return {}
 
 
@@ -210,19 +216,27 @@ def _other_labels(
         f"the rows of {tensor!r} are {listing(own, 6)} in {weights.label!r} and {listing(wanted, 6)} in "
         f"{reference.label!r}, so they cannot be lined up by name"
     )
+    module = tensor.rpartition(".")[0]
+    policy = f'in a recipe, mismatch: {{"{module}.*": base}} keeps the rows of the base or first model'
     if len(own) == len(wanted):
         loose = weights if numbered(own) else reference
         why = "LABEL_n is a place and no name" if numbered(own) or numbered(wanted) else "Under other names"
         return (
             f"{told}. {why}: where these are the same labels, write their names into id2label of {loose.label!r}'s "
-            "config.json, in the order of its rows"
+            f"config.json, in the order of its rows; where they are not, {policy}"
         )
     more, less = (weights, reference) if len(own) > len(wanted) else (reference, weights)
     held, kept = (own, wanted) if more is weights else (wanted, own)
     if set(kept) <= set(held):
         rows = [list(held).index(name) for name in kept]
+        config = config_of(more)
+        if config is None or family_of(str(config.get("model_type"))) is None:
+            return (
+                f'{told}. In a recipe with {less.label!r} as the base or first model, mismatch: {{"{module}.*": crop}} '
+                "leaves out what it does not have"
+            )
         return (
             f'{told}. `merganser reshape {more.label} OUT "take: {{axis: labels, keep: {rows}}}"` leaves out what '
             f"{less.label!r} does not have"
         )
-    return f"{told}. They are classifiers of different things; correct id2label in config.json if it is wrong"
+    return f"{told}. They are classifiers of different things; correct id2label in config.json if it is wrong; {policy}"

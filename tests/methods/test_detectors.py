@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+import yaml
 
 import merganser as mg
 from merganser.errors import AlgebraError
+from merganser.recipe import build, load
 
 pytestmark = pytest.mark.models
 torch = pytest.importorskip("torch")
@@ -58,3 +62,45 @@ def test_other_labels_are_refused(tmp_path):
     a, b = mg.open(tmp_path / "a"), mg.open(tmp_path / "b")
     with pytest.raises(AlgebraError, match="write their names into id2label"):
         0.5 * a + 0.5 * b
+
+
+def remedied(tmp_path, first, second):
+    """The merge of two detectors by the policy that the refusal of one without names, and that policy."""
+    recipe = {"method": "linear", "models": [{"model": str(tmp_path / name)} for name in (first, second)]}
+    with pytest.raises(AlgebraError) as refusal:
+        build(load(recipe))[0].save(tmp_path / "out", sync=False)
+    policy = yaml.safe_load(re.search(r"mismatch: (\{.*?\})", str(refusal.value))[1])
+    build(load(recipe | {"mismatch": policy}))[0].save(tmp_path / "out", sync=False)
+    made, told = transformers.YolosForObjectDetection.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["mismatched_keys"]
+    return made.class_labels_classifier.layers[-1].weight.detach().numpy(), next(iter(policy.values()))
+
+
+def last_of(model):
+    return model.class_labels_classifier.layers[-1].weight.detach().numpy()
+
+
+def test_a_label_too_many_goes_by_the_policy_that_the_refusal_names(tmp_path):
+    less, more = detector(tmp_path / "less", 0, ["hen", "cat"]), detector(tmp_path / "more", 1, LABELS)
+    rows, word = remedied(tmp_path, "less", "more")
+    assert word == "crop"
+    assert np.allclose(rows, (last_of(less) + last_of(more)[[2, 0, 3]]) / 2, atol=1e-6)
+
+
+def test_labels_of_other_things_go_by_the_policy_that_the_refusal_names(tmp_path):
+    first = detector(tmp_path / "a", 0, LABELS)
+    detector(tmp_path / "b", 1, ["cat", "cow", "dog"])
+    rows, word = remedied(tmp_path, "a", "b")
+    assert word == "base" and np.array_equal(rows, last_of(first))
+
+
+def test_a_label_too_few_is_filled_up_beside_the_row_of_no_object(tmp_path):
+    more, less = detector(tmp_path / "more", 0, LABELS), detector(tmp_path / "less", 1, ["hen", "cat"])
+    recipe = {"method": "linear", "mismatch": {"class_labels_classifier.*": "pad"}}
+    models = [{"model": str(tmp_path / name)} for name in ("more", "less")]
+    build(load(recipe | {"models": models}))[0].save(tmp_path / "out", sync=False)
+    made = last_of(transformers.YolosForObjectDetection.from_pretrained(tmp_path / "out"))
+    wanted = (last_of(more) + np.stack([last_of(less)[1], last_of(more)[1], *last_of(less)[[0, 2]]])) / 2
+    assert np.allclose(made, wanted, atol=1e-6)
