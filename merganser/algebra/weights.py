@@ -674,8 +674,8 @@ def _same_bits(name: str, a: Weights, b: Weights, x: Expression, y: Expression) 
     found = f"{types[0]}" if types[0] == types[1] else f"{types[0]} and {types[1]}"
     raise AlgebraError(
         f"tensor {name!r} is {found} and differs between {a.label!r} and {b.label!r}: no arithmetic is done with that "
-        "type, so the two cannot be combined. Convert the tensor in both (torch: tensor.to(torch.float32)) and save "
-        "them again"
+        "type, so the two cannot be combined. Convert the tensor in both (torch: tensor.to(torch.float32), of complex "
+        "numbers torch.view_as_real(tensor)) and save them again"
     )
 
 
