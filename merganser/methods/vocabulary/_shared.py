@@ -184,6 +184,8 @@ def recounted(
             if not same:
                 raise before.refused(f"ids of tokens would change, and {told}")
             continue
+        if id_ < 0 <= now:
+            raise before.refused(f"config.json would name token {now}, and {told}")
         if id_ < 0 or id_ >= rows_of(before) or id_ == now == ids(id_):
             continue
         if told not in before.family.axes or now != ids(id_):
