@@ -52,8 +52,12 @@ def command(
     ] = "none",
     points: Annotated[int, typer.Option(help="Points on a line, ends included.", min=3)] = 11,
     anchors: Annotated[
-        int | None,
-        typer.Option(help="Anchors of relative representations; default: 128, or half of the rows."),
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Anchors of relative representations; default: 128, or half of the rows. Of several numbers the first "
+            "is for everything, and the spaces are compared by each.",
+        ),
     ] = None,
     pooling: Annotated[
         str, typer.Option(help="How states of a text become one.", metavar="mean|cls|last")
@@ -104,13 +108,26 @@ def command(
             parts=parts,
             aligners=_aligners(align, given_data, batch, limit),
             points=points,
-            anchors=anchors,
+            anchors=_numbers(anchors),
             pooling=pooling,  # type: ignore[arg-type]
             batch=batch,
             seed=seed,
             progress=progress,
         )
     _page.tell(found, report, html, relation_page(found) if html is not None else "", as_json)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from merganser.errors import RequestError
+
+    if text is None:
+        return None
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError:
+        raise RequestError(
+            f"--anchors {text!r}: expected whole numbers with commas, as in 32,64,128"
+        ) from None
 
 
 def _aligners(align: str, data: Any, batch: int, memory: int) -> dict[str, Any]:
@@ -229,6 +246,19 @@ def _relative(found: dict[str, Any] | None, numbers: dict[str, int]) -> None:
             if row[form] is not None
         ],
     )
+    if found.get("sweep"):
+        console.say()
+        console.table(
+            ("anchors", "pair", "mrr", "by chance", "neighbours shared", "cosine"),
+            [
+                (
+                    row["anchors"],
+                    f"{numbers[row['a']]} and {numbers[row['b']]}",
+                    *(f"{row[key]:.3f}" for key in ("mrr", "mrr_chance", "jaccard", "cosine")),
+                )
+                for row in found["sweep"]
+            ],
+        )
     if found["stitched"]:
         console.say()
         console.table(

@@ -20,6 +20,7 @@ from merganser.running import Head, check_one_label, encode, open_model
 
 if TYPE_CHECKING:
     from merganser.evaluate import Task
+    from merganser.evaluate.inputs import Images
     from merganser.running import Model
 
 Row = dict[str, Any]
@@ -45,6 +46,13 @@ class Data:
     name: str = ""
     digest: str = ""
     unlabelled: str = ""
+    pictures: Images | None = None
+    """The rows of states and spaces, where they are images and no texts."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are for states and spaces."""
+        return len(self.texts) if self.pictures is None else len(self.pictures.marks)
 
 
 def read_data(
@@ -125,11 +133,15 @@ def _of_suite(tasks: Sequence[Task], name: str, digest: str, chosen: str | None,
                 name,
                 digest,
             )
+        if isinstance(task, Classification) and task.image is not None:
+            pictures: Any = task.inputs
+            labels = tuple(task.written)
+            return Data(tuple(tasks), (), labels, None, None, name, digest, pictures=pictures)
         if task.kind == "perplexity":
             return Data(tuple(tasks), tuple(task.texts(task.text)), None, None, None, name, digest)  # type: ignore[attr-defined]
         if chosen is not None:
             raise RequestError(
-                f"--task {chosen}: is of the kind {task.kind}; spaces are made of texts, one a row"
+                f"--task {chosen}: is of the kind {task.kind}; spaces are made of texts or images, one a row"
             )
     return Data(tuple(tasks), name=name, digest=digest)
 
@@ -167,7 +179,7 @@ def relate(
     parts: Sequence[str] | None = None,
     aligners: Mapping[str, Aligner] | None = None,
     points: int = 11,
-    anchors: int | None = None,
+    anchors: int | Sequence[int] | None = None,
     pooling: spaces.Pooling = "mean",
     batch: int = 32,
     seed: int = 0,
@@ -179,7 +191,8 @@ def relate(
     `left_out` with their reasons; one that is named and cannot be done is an error. `warnings` says what is of too few
     rows to mean much (`merganser.compare.few_rows`). aligners: by name, functions that
     bring a second model into the order of a first one: lines and distances are measured as they are and after each.
-    points: on a line, ends included. anchors: for relative representations (default: 128, at most half of the rows).
+    points: on a line, ends included. anchors: for relative representations (default: 128, at most half of the rows); of
+    several numbers the first is for the whole part, and `sweep` has the likeness of each pair for every number.
     """
     _check(models, parts, points)
     aligners = aligners or {}
@@ -190,7 +203,7 @@ def relate(
     document: Row = {
         "version": __version__,
         "models": [],
-        "data": {"name": data.name, "digest": data.digest, "rows": len(data.texts)},
+        "data": {"name": data.name, "digest": data.digest, "rows": data.rows},
         "lines": [],
         "weights": [],
         "cka": [],
@@ -218,7 +231,7 @@ def relate(
         with work.part("transfer"):
             document["transfer"] = _transfer(names, held, data, seed)
     document["warnings"] = few_rows.warnings(
-        document, len(data.texts[:MOST_ROWS]), {task.name: len(task.rows) for task in data.tasks}
+        document, min(data.rows, MOST_ROWS), {task.name: len(task.rows) for task in data.tasks}
     )
     return document
 
@@ -267,14 +280,20 @@ def _each(
                 }
         if {"cka", "relative", "transfer"} & set(wanted):
             with work.part("spaces", weights.label):
-                if not data.texts:
-                    raise RequestError("the data have no task of texts, one a row, to make spaces of")
+                if not data.rows:
+                    raise RequestError(
+                        "the data have no task of texts or images, one a row, to make spaces of"
+                    )
                 if "transfer" in wanted and data.head is None:
                     check_one_label(model)
-                ids = encode(model, data.texts[:MOST_ROWS], data.max_length)
-                held[weights.label] = spaces.of_texts(
-                    model, ids, pooling=pooling, head=data.head, batch=batch
-                )
+                if data.pictures is not None:
+                    given, count = data.pictures.given(model), min(data.rows, MOST_ROWS)
+                    held[weights.label] = spaces.of_images(model, given, count, batch=batch)
+                else:
+                    ids = encode(model, data.texts[:MOST_ROWS], data.max_length)
+                    held[weights.label] = spaces.of_texts(
+                        model, ids, pooling=pooling, head=data.head, batch=batch
+                    )
                 row["layers"] = len(held[weights.label].layers)
                 row["width"] = int(held[weights.label].layers[-1].shape[1])
         document["models"].append(row)
@@ -323,16 +342,27 @@ def _pair(
 
 def _space(held: Mapping[str, spaces.Space], name: str) -> spaces.Space:
     if name not in held:
-        raise RequestError(f"{name} was not run over texts")
+        raise RequestError(f"{name} was not run over texts or images")
     return held[name]
 
 
 def _relative(
-    names: Sequence[str], held: Mapping[str, spaces.Space], data: Data, anchors: int | None, seed: int
+    names: Sequence[str],
+    held: Mapping[str, spaces.Space],
+    data: Data,
+    anchors: int | Sequence[int] | None,
+    seed: int,
 ) -> Row:
     last = {name: _space(held, name).layers[-1] for name in names}
     rows = len(last[names[0]])
-    count = min(ANCHORS, rows // 2) if anchors is None else anchors
+    counts = (
+        [min(ANCHORS, rows // 2)]
+        if anchors is None
+        else [anchors]
+        if isinstance(anchors, int)
+        else [*anchors]
+    )
+    count = counts[0]
     picked, _, test = relative.choose(rows, count, seed)
     wrong = picked[relative.shuffled(count, seed)]
     pairs = []
@@ -349,6 +379,8 @@ def _relative(
             }
         )
     row: Row = {"anchors": count, "seed": seed, "scored_rows": len(test), "pairs": pairs, "stitched": None}
+    if len(counts) > 1:
+        row["sweep"] = _sweep(last, counts, rows, seed)
     if data.labels is not None:
         known = sorted(set(data.labels[:rows]))
         if len(known) > 1:
@@ -357,6 +389,17 @@ def _relative(
             row["most_common"] = float(np.bincount(numbers[test]).max() / len(test))
             row["stitched"] = relative.stitched(last, numbers, len(known), count, seed)
     return row
+
+
+def _sweep(last: Mapping[str, Any], counts: Sequence[int], rows: int, seed: int) -> list[Row]:
+    """By number of anchors and pair: how alike the relative forms are, on the rows that are never anchors."""
+    found: list[Row] = []
+    for count in counts:
+        picked, _, test = relative.choose(rows, count, seed)
+        for one, two in combinations(last, 2):
+            first, second = (relative.relative(last[name][test], last[name][picked]) for name in (one, two))
+            found.append({"anchors": count, "a": one, "b": two, **relative.similarity(first, second)})
+    return found
 
 
 def _transfer(names: Sequence[str], held: Mapping[str, spaces.Space], data: Data, seed: int) -> Row:

@@ -82,6 +82,45 @@ def of_texts(
     return Space(layers, np.asarray(weight, np.float64), first, second)
 
 
+def of_images(
+    model: Model, given: Callable[[Sequence[int]], torch.Tensor], rows: int, *, batch: int = 32
+) -> Space:
+    """Run a model over images. States are the mean over patches, of convolutions over places.
+
+    given: what makes the model's input of some rows.
+    """
+    import torch
+
+    parts: list[tuple[Sequence[int], list[torch.Tensor]]] = []
+    ends: list[tuple[Sequence[int], torch.Tensor, torch.Tensor]] = []
+    last = last_layer(model)
+    with torch.no_grad():
+        for start in range(0, rows, batch):
+            some = list(range(start, min(start + batch, rows)))
+            with _taken(last) as taken:
+                found = model.module(pixel_values=given(some), output_hidden_states=True)
+            states = [_over_places(layer) for layer in _states(found, model)]
+            for layer in states:
+                finite(layer, what="hidden states", model=model, rows=some)
+            parts.append((some, states))
+            if taken:
+                ends.append((some, taken[0].flatten(1), found.logits))
+    layers = tuple(
+        _in_order(rows, [(some, states[k]) for some, states in parts]) for k in range(len(parts[0][1]))
+    )
+    if not ends:
+        return Space(layers)
+    weight = np.asarray(cast(Any, last).weight.numpy(), np.float64)
+    inputs = _in_order(rows, [(some, one) for some, one, _ in ends])
+    logits = _in_order(rows, [(some, one) for some, _, one in ends])
+    return Space(layers, weight, inputs, logits)
+
+
+def _over_places(states: torch.Tensor) -> torch.Tensor:
+    """[rows, d] of [rows, patches, d] or [rows, d, height, width]."""
+    return states.mean((2, 3)) if states.dim() == 4 else states.mean(1) if states.dim() == 3 else states
+
+
 def last_layer(model: Model) -> Any | None:
     """The linear layer that gives a classifier's logits; None for models that are no classifiers."""
     import torch

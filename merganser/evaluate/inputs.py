@@ -121,6 +121,11 @@ class Images(Inputs):
 
     def prepare(self, model: Model, head: Head | None) -> tuple[Iterator[list[int]], Logits]:
         """See `Inputs.prepare`. Without an image processor only lists of pixels of the model's own size are taken."""
+        given = self.given(model)
+        return self.in_turn(), lambda rows: class_logits(model.module(pixel_values=given(rows)))
+
+    def given(self, model: Model) -> Callable[[Sequence[int]], torch.Tensor]:
+        """What makes the model's input f32 [rows, channels, height, width] of some rows; all are checked before."""
         processed = model.file("preprocessor_config.json") is not None
         if any(source is not None for source in self.sources):
             require("PIL")
@@ -137,19 +142,18 @@ class Images(Inputs):
         else:
             self._check_shapes(model)
 
-        def logits(rows: Sequence[int]) -> torch.Tensor:
+        def pixels(rows: Sequence[int]) -> torch.Tensor:
             import torch
 
             if processed:
                 images = [self._opened(row) for row in rows]
-                given = model.processor(images=images, return_tensors="pt")["pixel_values"]
-            else:
-                given = torch.from_numpy(
-                    np.stack([_pixels(self.task, self.column, row + 1, self.values[row]) for row in rows])
-                )
-            return class_logits(model.module(pixel_values=given.float()))
+                made: torch.Tensor = model.processor(images=images, return_tensors="pt")["pixel_values"]
+                return made.float()
+            return torch.from_numpy(
+                np.stack([_pixels(self.task, self.column, row + 1, self.values[row]) for row in rows])
+            ).float()
 
-        return self.in_turn(), logits
+        return pixels
 
     def _opened(self, row: int) -> Any:
         from PIL import Image
