@@ -111,10 +111,11 @@ def run(
     doing: str,
     *,
     batch_norm: Path | None = None,
+    conflicts: bool = False,
 ) -> None:
     """Build the recipe's weights, save them, and report. `doing` is what the progress bar says.
 
-    batch_norm: rows on which running statistics are computed anew before that.
+    batch_norm: rows on which running statistics are computed anew before that. conflicts: report them of ties.
     """
     from merganser.recipe import build
 
@@ -126,6 +127,14 @@ def run(
 
         with console.progress(not saving.quiet and not saving.as_json, "normalising", "batches") as progress:
             weights = with_running_statistics(weights, batch_norm, progress=progress)
+    opposed: list[dict[str, Any]] = []
+    if conflicts:
+        from merganser.recipe.conflicts import conflicts_of
+
+        limit = console.parse_size(saving.memory, "--memory")
+        opposed = conflicts_of(
+            recipe, seed=saving.seed, allow_pickle=saving.allow_pickle, threads=saving.threads, memory=limit
+        )
     steps = [call.step.name for call in getattr(recipe, "steps", ())]
     method = getattr(getattr(recipe, "method", None), "name", "")
     alone = settings.get("dtype") is None and method == "passthrough"
@@ -139,6 +148,7 @@ def run(
         steps=[] if saving.no_proof else steps,
         alone=alone,
         checked=checked,
+        opposed=opposed,
     )
 
 
@@ -170,6 +180,7 @@ def write(
     steps: Sequence[str] = (),
     alone: bool = True,
     checked: Mapping[str, Any] | None = None,
+    opposed: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
     """Save weights with the settings of `save`, prove what can be proved of `steps`, and report.
 
@@ -205,7 +216,9 @@ def write(
         raise stopped from None
     proof = _proof.of_trimming(weights, report, steps, alone=alone, memory=limit)
     if saving.as_json:
-        more = {"check": checked} if checked else {}
+        more: dict[str, Any] = {"check": checked} if checked else {}
+        if opposed:
+            more["conflicts"] = list(opposed)
         console.print_json(report.as_json() | more | ({"proof": proof} if proof else {}))
     elif not saving.quiet:
         moved = report.bytes_read + report.bytes_written - report.bytes_resumed
@@ -219,6 +232,11 @@ def write(
         )
         for note in report.notes:
             console.say(note_line({key: value for key, value in note.items() if key != "warning"}))
+        for row in opposed:
+            console.say(
+                f"trimmed {row['trimmed']:.1%} of the changes; of the {row['touched']:,} entries that are still "
+                f"changed {row['conflicts']:.1%} have changes of both signs"
+            )
         if checked:
             console.say(_proof.checked(checked))
         if proof:

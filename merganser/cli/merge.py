@@ -28,6 +28,13 @@ def command(
             "the `models` extra, and the merge in memory.",
         ),
     ] = None,
+    conflicts: Annotated[
+        bool,
+        typer.Option(
+            "--conflicts",
+            help="Of ties: report what is trimmed and where signs disagree (reads the parents again).",
+        ),
+    ] = False,
     *,
     saving: _saving.Saving,
 ) -> None:
@@ -37,4 +44,6 @@ def command(
     """
     from merganser.recipe import load
 
-    _saving.run(load(recipe, strict=strict), out, saving, NAME, "merging", batch_norm=batch_norm)
+    _saving.run(
+        load(recipe, strict=strict), out, saving, NAME, "merging", batch_norm=batch_norm, conflicts=conflicts
+    )
