@@ -281,7 +281,7 @@ def _fit(name: str, most: int) -> str:
 
 def _score(value: float | None, percent: bool) -> str:
     if value is None:
-        return "-"
+        return "undefined"
     return f"{value:.2%}" if percent else f"{value:.4g}"
 
 

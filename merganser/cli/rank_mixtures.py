@@ -79,6 +79,9 @@ def command(
         ("parts", *shown),
         [(one.mixture.name, *(_number(of(one)) for of in shown.values())) for one in found.rows],
     )
+    for row in found.rows:
+        if row.average.failed:
+            console.say(f"{row.mixture.name} failed: {row.average.failed}")
     for proxy in found.agreement:
         interval = "" if proxy.low is None else f" (95 % {proxy.low:.2f} to {proxy.high:.2f})"
         console.say(

@@ -61,6 +61,7 @@ def command(
     _fitness.scores("model", rows)
     console.say()
     for k, score, added in found.tried[1:]:
-        verb = "added" if added else "left out"
-        console.say(f"{models[k]}: {verb} (with it {_fitness.number(score.fitness)})")
+        alone = found.singles[k].failed is not None
+        why = "no score of its own" if alone else f"with it {_fitness.number(score.fitness)}"
+        console.say(f"{models[k]}: {'added' if added else 'left out'} ({why})")
     console.say(f"recipe: {out}")

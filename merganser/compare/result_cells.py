@@ -93,7 +93,7 @@ def limits(row: Row, measure: str) -> str:
 def score(value: float | None, measure: str) -> str:
     """A score, in percent where it is a share."""
     if value is None:
-        return ""
+        return "undefined"
     return f"{value:.2%}" if measure in SHARES else f"{value:.4g}"
 
 

@@ -58,6 +58,15 @@ class Plan:
         return [name for name in self.names if name != self.reference]
 
 
+def averaged(values: Array, average: Array) -> Array:
+    """Values [..., runs] @ average [runs, models]; NaN for a model with a run whose value is none, and for no other."""
+    missing = ~np.isfinite(values)
+    if not missing.any():
+        return np.asarray(values @ average)
+    found = np.where(missing, 0.0, values) @ average
+    return np.where(missing @ (average > 0), np.nan, found)
+
+
 class Scored:
     """A task with its measures, their draws, and what is told of it."""
 
@@ -77,7 +86,7 @@ class Scored:
             )
         average = plan.average()
         self.by_run = [measure.estimate(np.ones((1, len(task))))[0] for measure in self.measures]
-        self.estimates = [found @ average for found in self.by_run]
+        self.estimates = [averaged(found, average) for found in self.by_run]
         self.extra = self._divergences(notes)
         collected: list[list[Array]] = [[] for _ in (*self.measures, *self.extra)]
         weights: list[list[Array]] = [[] for _ in self.measures]
@@ -93,7 +102,7 @@ class Scored:
                 if k < len(self.measures):
                     weights[k].append(below @ average)
         draws = [np.concatenate(parts) for parts in collected]
-        self.draws = [found @ average for found in draws[: len(self.measures)]]
+        self.draws = [averaged(found, average) for found in draws[: len(self.measures)]]
         self.weights = [np.concatenate(parts) if parts else None for parts in weights]
         self.divergence_draws = draws[len(self.measures) :]
 

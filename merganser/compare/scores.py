@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merganser.compare.samples import Array, Rows, Samples, Task
-from merganser.evaluate.metrics import EXTRA
+from merganser.evaluate.metrics import EXTRA, told_apart
 
 HIGHER, LOWER = 1, -1
 SHARES = ("accuracy", "accuracy, normalised", "exact match")
@@ -81,12 +81,12 @@ def measures_of(task: Task) -> list[Measure]:
     """The measures that all runs of a task have, the first is its score.
 
     accuracy (exact match for generation): the share of samples that are right; normalised: with
-    log-probabilities divided by the choices' lengths, where the results have it. spearman, pearson:
-    correlation of similarity and target. bits per byte: sum of nats / (ln 2 x sum of bytes); where bytes are
-    missing, nats per token. loss: mean of -ln p(right answer). brier: mean over samples of sum over choices
-    of (p - [choice is the answer])^2, from 0 to 2 (Brier 1950). Last the means of another tool's metrics (pass@1, f1),
-    which are taken to be better the higher they are. A sample in which some run has no finite
-    value is left out for all.
+    log-probabilities divided by the choices' lengths, where the results have it. spearman, pearson: correlation of
+    similarity and target, NaN where a run's similarities are equal but for rounding. bits per byte: sum of nats /
+    (ln 2 x sum of bytes); where bytes are missing, nats per token. loss: mean of -ln p(right answer). brier: mean over
+    samples of sum over choices of (p - [choice is the answer])^2, from 0 to 2 (Brier 1950). Last the means of another
+    tool's metrics (pass@1, f1), which are taken to be better the higher they are. A sample in which some run has no
+    finite value is left out for all.
     """
     found: list[Measure] = []
 
@@ -103,8 +103,9 @@ def measures_of(task: Task) -> list[Measure]:
     target = task.number("target")
     rows, left_out = _rows(similarity + target)
     if len(rows):
+        cosines = np.apply_along_axis(told_apart, 0, similarity[rows])
         for name, ranked in (("spearman", True), ("pearson", False)):
-            found.append(Correlation(name, HIGHER, rows, left_out, similarity[rows], target[rows], ranked))
+            found.append(Correlation(name, HIGHER, rows, left_out, cosines, target[rows], ranked))
     nats = task.number("nats")
     for name, unit, scale in (("bits per byte", "bytes", math.log(2)), ("nats per token", "tokens", 1.0)):
         wholes = task.number(unit)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Metrics = dict[str, float | None]
 """By name; None is a metric that these results leave undefined."""
+ROUNDING = 64 * float(np.finfo(np.float32).eps)
+"""Radians by which embeddings of one and the same vector differ that a model computes in f32."""
 EXTRA = "metric."
 """In front of columns that another tool's metric has in its logs."""
 _HEADLINES = {
@@ -50,8 +52,8 @@ def metrics_of(kind: str, columns: Mapping[str, Sequence[Any]]) -> Metrics:
       x and y; stderr sqrt(n / (n - 1) sum (x - r y)²) / sum y (linearised). perplexity = exp(nats_per_token),
       its stderr times perplexity.
     - pearson, spearman r (ranks of ties averaged): stderr (1 - r²) s with s = sqrt(1 / (n - 3)) and
-      sqrt((1 + r² / 2) / (n - 3)), Fisher's z (Bonett and Wright, 2000, Psychometrika 65). None where all cosines or
-      all targets are equal: there is no such correlation.
+      sqrt((1 + r² / 2) / (n - 3)), Fisher's z (Bonett and Wright, 2000, Psychometrika 65). None where all targets are
+      equal, or all cosines but for rounding (`told_apart`): there is no such correlation.
     """
     found: Metrics = {}
     name = "exact_match" if kind == "generation" else "accuracy"
@@ -125,13 +127,25 @@ def _similarity(columns: Mapping[str, Sequence[Any]]) -> Metrics:
     cosines = np.array(columns["similarity"], float)
     if all(value is not None for value in columns["target"]):
         targets = np.array(columns["target"], float)
-        for name, r in (("spearman", spearman(cosines, targets)), ("pearson", pearson(cosines, targets))):
+        apart = told_apart(cosines)
+        for name, r in (("spearman", spearman(apart, targets)), ("pearson", pearson(apart, targets))):
             found[name] = r
             if r is not None and len(cosines) > 3:
                 spread = (1 + r * r / 2 if name == "spearman" else 1.0) / (len(cosines) - 3)
                 found[f"{name}_stderr"] = (1 - r * r) * math.sqrt(spread)
     _mean(found, "cosine", columns["similarity"])
     return found
+
+
+def told_apart(cosines: Array) -> Array:
+    """The cosines, or zeros where all their angles lie within `ROUNDING`.
+
+    A model that gives every text one embedding gives cosines that differ in their last digits. Their order is that of
+    the rounding, and a correlation with it says nothing of the model.
+    """
+    if not len(cosines) or np.abs(cosines).max() > 1:  # none, or another tool's similarities
+        return cosines
+    return np.zeros_like(cosines) if np.ptp(np.arccos(cosines)) <= ROUNDING else cosines
 
 
 def spearman(x: Array, y: Array) -> float | None:
@@ -141,6 +155,8 @@ def spearman(x: Array, y: Array) -> float | None:
 
 def pearson(x: Array, y: Array) -> float | None:
     """Pearson's correlation; None where one side does not vary."""
+    if not len(x) or x.min() == x.max() or y.min() == y.max():
+        return None  # here, since a mean of equal numbers may differ from them in the last digit
     x, y = x - x.mean(), y - y.mean()
     size = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
     return None if size == 0 else max(-1.0, min(1.0, float((x * y).sum()) / size))

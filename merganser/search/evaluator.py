@@ -9,18 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from merganser.algebra import Weights
-from merganser.errors import NonFiniteError
+from merganser.errors import NonFiniteError, listing
 from merganser.search.fitness import Fitness, Measured
 from merganser.search.journal import Journal, Keys
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a merge is worth, and each task of it. A merge that failed (it holds or returns NaN) is worth -inf."""
+    """What a merge is worth, and each task of it (NaN: undefined).
+
+    A merge that failed is worth -inf: it holds or returns NaN, or its metric is undefined. `failed` says why.
+    """
 
     fitness: float
     tasks: Mapping[str, float]
     failed: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json: null stands for what is undefined, and `failed` says why there is no fitness."""
+        tasks = {name: _known(value) for name, value in self.tasks.items()}
+        found: dict[str, Any] = {"fitness": _known(self.fitness), "tasks": tasks}
+        return found | ({"failed": self.failed} if self.failed else {})
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class Evaluator:
@@ -52,4 +65,9 @@ class Evaluator:
             self.journal.add(key, values or {}, measured)
         if "failed" in measured:
             return Score(-math.inf, {}, str(measured["failed"]))
-        return Score(self.fitness.score(measured), self.fitness.tasks(measured))
+        score, tasks = self.fitness.score(measured), self.fitness.tasks(measured)
+        if score != -math.inf:
+            return Score(score, tasks)
+        missing = [name for name, value in tasks.items() if math.isnan(value)]
+        what = f"the metric of {listing(missing)}" if missing else "its fitness"
+        return Score(score, tasks, f"{what} is undefined for it")

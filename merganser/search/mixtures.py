@@ -43,13 +43,13 @@ class PartSet:
 class Proxies:
     """What stands in for a model that is trained on a mixture, each a fitness.
 
-    `average`: of the parameter average; `mean`: the mean of the parts' own scores; `ensemble`: of the mean of the
-    parts' probabilities, None where the fitness has none.
+    `average`: of the parameter average; `mean`: the mean of the parts' own scores, None where one has none; `ensemble`:
+    of the mean of the parts' probabilities, None where the fitness or a part has none.
     """
 
     mixture: PartSet
     average: Score
-    mean: float
+    mean: float | None
     ensemble: float | None
 
 
@@ -85,12 +85,10 @@ class RankedMixtures:
                     "name": one.mixture.name,
                     "parts": list(one.mixture.parts),
                     "weights": list(one.mixture.weights),
-                    "score": one.average.fitness,
-                    "tasks": dict(one.average.tasks),
+                    **{("score" if k == "fitness" else k): v for k, v in one.average.as_json().items()},
                     "mean_of_parts": one.mean,
                     "ensemble": one.ensemble,
                     "true": one.mixture.true,
-                    **({"failed": one.average.failed} if one.average.failed else {}),
                 }
                 for one in self.rows
             ],
@@ -216,7 +214,8 @@ def rank_mixtures(
     for one in wanted:
         shares = np.array(one.weights) / sum(one.weights)
         mean = float(sum(w * singles[p] for w, p in zip(shares, one.parts, strict=True)))
-        rows.append(Proxies(one, score(one), mean, outputs.ensemble(one) if outputs else None))
+        known = mean if math.isfinite(mean) else None
+        rows.append(Proxies(one, score(one), known, outputs.ensemble(one) if outputs else None))
     rows.sort(key=lambda row: -row.average.fitness)
     return RankedMixtures(rows, _agreements(rows, seed))
 
@@ -244,30 +243,30 @@ class _Outputs:
         return run
 
     def ensemble(self, one: PartSet) -> float | None:
-        """None where a part failed."""
+        """None where a part failed, or the mean of all has no score."""
         from merganser.evaluate import ensemble
 
         if any(part not in self.held for part in one.parts):
             return None
         made = ensemble([self.held[part] for part in one.parts], one.weights)
-        return self.fitness.score(self.fitness.measured(made))
+        score = self.fitness.score(self.fitness.measured(made))
+        return score if math.isfinite(score) else None
 
 
 def _agreements(rows: Sequence[Proxies], seed: int) -> list[Agreement]:
-    known = [row for row in rows if row.mixture.true is not None and math.isfinite(row.average.fitness)]
-    if len(known) < 3:
-        return []
-    true = np.array([row.mixture.true for row in known], float)
-    orders: dict[str, list[float | None]] = {
-        "average of parts": [row.average.fitness for row in known],
-        "mean of the parts' scores": [row.mean for row in known],
-        "ensemble of parts": [row.ensemble for row in known],
+    """Of each proxy, over the mixtures that have it: what one lacks takes nothing from the others."""
+    proxies: dict[str, Callable[[Proxies], float | None]] = {
+        "average of parts": lambda row: row.average.fitness if math.isfinite(row.average.fitness) else None,
+        "mean of the parts' scores": lambda row: row.mean,
+        "ensemble of parts": lambda row: row.ensemble,
     }
-    return [
-        _agreement(proxy, np.array(values, float), true, seed)
-        for proxy, values in orders.items()
-        if None not in values
-    ]
+    found = []
+    for proxy, of in proxies.items():
+        known = [(value, row.mixture.true) for row in rows if (value := of(row)) is not None]
+        both = np.array([pair for pair in known if pair[1] is not None], float)
+        if len(both) >= 3:
+            found.append(_agreement(proxy, both[:, 0], both[:, 1], seed))
+    return found
 
 
 def _mixed(models: Mapping[str, Weights], one: PartSet) -> Weights:

@@ -34,16 +34,8 @@ class Found:
 
     def as_json(self) -> dict[str, Any]:
         """For --json."""
-        found: dict[str, Any] = {
-            "name": self.name,
-            "fitness": self.score.fitness,
-            "tasks": dict(self.score.tasks),
-        }
-        if self.score.failed:
-            found["failed"] = self.score.failed
-        if self.test is not None:
-            found["test"] = {"fitness": self.test.fitness, "tasks": dict(self.test.tasks)}
-        return found
+        found = {"name": self.name, **self.score.as_json()}
+        return found if self.test is None else found | {"test": self.test.as_json()}
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,8 @@ class Searched:
     """What a search found: the best values, the recipe that they make, and what stands beside it.
 
     `evaluations` were asked for by the optimiser, of which `made` were run now and `taken` came from the
-    journal (points that make the same recipe count as taken, too); `failed` gave no model, or one that returned NaN.
+    journal (points that make the same recipe count as taken, too); `failed` gave no model, or one that
+    returned NaN or has no score.
     """
 
     best: Found
@@ -100,8 +93,8 @@ def search(
     chosen any more. journal: a file of the evaluations made; those that it holds of the same recipe, models
     and data are not made again, so a search that was killed goes on where it stopped.
 
-    A candidate that holds or returns NaN is worth -inf. Raises `RequestError` for marks and requests that
-    cannot be, for a `test` that reads the same data, and where every candidate failed.
+    A candidate that holds or returns NaN, or whose metric is undefined, is worth -inf. Raises `RequestError` for marks
+    and requests that cannot be, for a `test` that reads the same data, and where every candidate failed.
     """
     space = recipe if isinstance(recipe, Space) else Space.open(recipe)
     optimiser(by, space.dimensions, evaluations, seed)

@@ -21,7 +21,8 @@ KINDS = ("greedy", "uniform")
 
 @dataclass(frozen=True)
 class Soup:
-    """`ingredients` are indices of models as they went in; `tried` says of each model what it would have made.
+    """`ingredients` are indices of models as they went in; `tried` says of each model what it would have made, and
+    of one that failed by itself its own score.
 
     `singles` are the models' own scores, `uniform` that of the average of all, `score` the soup's.
     """
@@ -35,19 +36,15 @@ class Soup:
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
         """For --json."""
-
-        def told(score: Score) -> dict[str, Any]:
-            return {"fitness": score.fitness, "tasks": dict(score.tasks)} | (
-                {"failed": score.failed} if score.failed else {}
-            )
-
         return {
             "kind": self.kind,
             "ingredients": [names[k] for k in self.ingredients],
-            "soup": told(self.score),
-            "uniform": told(self.uniform),
-            "models": [{"model": names[k], **told(score)} for k, score in enumerate(self.singles)],
-            "tried": [{"model": names[k], **told(score), "added": added} for k, score, added in self.tried],
+            "soup": self.score.as_json(),
+            "uniform": self.uniform.as_json(),
+            "models": [{"model": names[k], **score.as_json()} for k, score in enumerate(self.singles)],
+            "tried": [
+                {"model": names[k], **score.as_json(), "added": added} for k, score, added in self.tried
+            ],
         }
 
 
@@ -70,7 +67,7 @@ def soup(
 
     uniform: the average of all. greedy (Recipe 1): models in the order of their scores, the best first; each
     is kept where the average of those kept and it scores no lower than that of those kept. Equal scores keep
-    the given order.
+    the given order. A model that failed by itself is left out untried.
 
     Raises `RequestError` for fewer than two models, an unknown kind, and where every model failed.
     """
@@ -105,6 +102,9 @@ def soup(
     kept, best = [order[0]], singles[order[0]]
     tried: list[tuple[int, Score, bool]] = [(order[0], best, True)]
     for k in order[1:]:
+        if singles[k].failed:
+            tried.append((k, singles[k], False))
+            continue
         # Sorted, so that the sum is that of the recipe, term by term.
         one = score(sorted([*kept, k]))
         added = one.fitness >= best.fitness

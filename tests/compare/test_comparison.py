@@ -13,7 +13,7 @@ import pytest
 from result_makers import classification, classified, judged, perplexity, run, similarity
 from scipy import stats
 
-from merganser.compare import Run, Samples, compare
+from merganser.compare import Run, Samples, compare, comparison_page
 from merganser.compare.concordance import concordance
 from merganser.errors import RequestError
 
@@ -380,12 +380,17 @@ def test_a_measure_that_one_model_lacks_is_not_compared() -> None:
     assert [row["measure"] for row in found["tasks"][0]["measures"]] == ["accuracy"]
 
 
-def test_constant_similarities_have_no_correlation() -> None:
+@pytest.mark.parametrize("noise", [0.0, 1e-13], ids=["equal", "equal but for rounding"])
+def test_constant_similarities_have_no_correlation(noise: float) -> None:
     made = similarity(1, 1.0)
-    flat = dataclasses.replace(made, numbers=made.numbers | {"similarity": np.ones(len(made))})
+    same = 1 - noise * np.random.default_rng(0).random(len(made))
+    flat = dataclasses.replace(made, numbers=made.numbers | {"similarity": same})
     found = both(made, flat)
     row = measure(found, "spearman")
     assert row["scores"][1]["score"] is None
+    assert row["scores"][0] == measure(both(made, made), "spearman")["scores"][0], "it hides no other's"
+    assert row["scores"][0]["score"] > 0.5
+    assert "undefined" in comparison_page(found)
     assert row["differences"][0]["p"] is None
     json.dumps(found, allow_nan=False)
 

@@ -490,3 +490,33 @@ def test_two_classes_of_one_name_are_refused_and_names_of_the_task_help(models, 
         one(tmp_path / "m", tmp_path, {"kind": "classification"}, rows)
     given = {"kind": "classification", "labels": ["good", "bad", "worse"]}
     assert one(tmp_path / "m", tmp_path, given, rows).column("choices")[0] == ["good", "bad", "worse"]
+
+
+@pytest.mark.parametrize("angle", [0.0, 1.1], ids=["one embedding", "one angle"])
+def test_an_order_of_rounding_is_no_correlation(angle):
+    """A model that gives all texts one embedding gives cosines that differ in their last digits, here in f32's way."""
+    from scipy import stats
+
+    from merganser.evaluate import metrics_of
+
+    draws = np.random.default_rng(4)
+    target = np.arange(12.0)
+    first = np.eye(24)[0] + np.eye(24)[1]
+    second = np.cos(angle) * first + np.sin(angle) * (np.eye(24)[0] - np.eye(24)[1])
+
+    def rounded(size):
+        pair = [one + size * draws.standard_normal((12, 24)) for one in (first, second)]
+        a, b = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in pair)
+        return (a * b).sum(1).clip(-1, 1)
+
+    for size, defined in ((3e-8, False), (1e-3, True)):
+        cosines = rounded(size)
+        assert len(set(cosines)) > 2, "the numbers themselves differ"
+        columns = {"similarity": cosines.tolist(), "target": target.tolist()}
+        found = metrics_of("similarity", columns)
+        for name, theirs in (("spearman", stats.spearmanr), ("pearson", stats.pearsonr)):
+            expected = pytest.approx(theirs(cosines, target).statistic) if defined else None
+            assert found[name] == expected
+            assert (f"{name}_stderr" in found) is defined
+    equal = {"similarity": cosines.tolist(), "target": [0.1] * 12}
+    assert metrics_of("similarity", equal)["pearson"] is None, "0.1 twelve times has another mean than 0.1"

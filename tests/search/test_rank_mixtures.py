@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from toy_models import near, toys, written
 
 import merganser as mg
 from merganser.errors import RequestError
-from merganser.search import rank_mixtures, read_sets
+from merganser.search import CallableFitness, rank_mixtures, read_sets
 from merganser.search.mixtures import PartSet, _agreement, every_set
 
 
@@ -52,6 +53,29 @@ def test_shares_and_true_scores(models: dict, tmp_path: Path) -> None:
     assert proxy.low is proxy.high is None, "four sets are too few for an interval"
     again = rank_mixtures(models, near(0.5, 1.0), read_sets(path, list(models)), seed=1)
     assert again.as_json() == found.as_json()
+
+
+def test_what_one_mixture_lacks_takes_nothing_from_the_others(models: dict, tmp_path: Path) -> None:
+    """c alone has no score: then no mean of parts with c has one, and every average but its own keeps its score."""
+
+    def fitness(weights) -> float:
+        x, y = (float(weights.compute(name)[0]) for name in ("net.0.x", "net.1.y"))
+        return math.nan if (x, y) == (-1.0, 4.0) else x + 2 * y
+
+    sets = [{"parts": list(parts), "true": k} for k, parts in enumerate(("c", "a", "b", "ab", "ac"))]
+    path = written(tmp_path, {"sets": sets}, "sets.yaml")
+    found = rank_mixtures(models, CallableFitness(fitness, "x + 2 y"), read_sets(path, list(models)))
+    told = {one["name"]: one for one in found.as_json()["sets"]}
+    assert list(told) == ["a+c", "b", "a+b", "a", "c"]
+    assert told["c"]["score"] is told["c"]["mean_of_parts"] is told["a+c"]["mean_of_parts"] is None
+    assert "undefined" in told["c"]["failed"] and "failed" not in told["a+c"]
+    average, mean = found.agreement
+    assert average.count == 4 and average.spearman == pytest.approx(
+        stats.spearmanr([1, 2, 1.5, 4], [1, 2, 3, 4]).statistic
+    )
+    assert mean.count == 3 and mean.spearman == pytest.approx(
+        stats.spearmanr([1, 2, 1.5], [1, 2, 3]).statistic
+    )
 
 
 def test_rank_correlations_are_scipys() -> None:

@@ -201,6 +201,24 @@ def test_a_merge_that_fails_is_worth_nothing(place: Path) -> None:
     assert "failed" in json.loads(journal.read_text().splitlines()[1])["measured"]
 
 
+def test_a_candidate_without_a_score_is_never_the_best(place: Path) -> None:
+    """Undefined where the weight is 1, and then everywhere: nothing is written, and the reason is told."""
+
+    def but(*weights: float) -> CallableFitness:
+        def fitness(merge) -> float:
+            x = float(merge.compute("net.0.x")[0])
+            return math.nan if x in weights else x
+
+        return CallableFitness(fitness, f"x but {weights}")
+
+    recipe = written(place, arithmetic({"search": [0.5, 1]}, 0.0))
+    found = search(recipe, but(1.0), by="grid", evaluations=3)
+    assert (found.best.score.fitness, found.failed) == (0.75, 1)
+    with pytest.raises(RequestError, match=r"none of 3 candidates gave a model.*undefined"):
+        search_into(recipe, but(0.5, 0.75, 1.0), place / "best.yaml", by="grid", evaluations=3)
+    assert not (place / "best.yaml").exists()
+
+
 def test_candidates_are_rounded_as_they_will_be_saved(place: Path) -> None:
     seen = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from toy_models import NAMES, near, toys
 import merganser as mg
 from merganser.errors import RequestError
 from merganser.recipe import build, load
-from merganser.search import soup
+from merganser.search import CallableFitness, soup
 from merganser.search.soups import soup_into
 
 
@@ -103,3 +104,25 @@ def test_models_whose_tokens_differ_make_a_soup_where_that_is_allowed(place: Pat
     soup_into(["a", "b"], near(0.5, 0.5), place / "soup.yaml", allow=["tokenizer"])
     weights, _ = build(load(place / "soup.yaml"))
     assert weights.notes[-1]["step"] == "parents differ"
+
+
+def scored_but(*dead: tuple[float, float]) -> CallableFitness:
+    """x + y of a merge; for those that stand at these places it is undefined."""
+
+    def fitness(weights) -> float:
+        place = float(weights.compute("net.0.x")[0]), float(weights.compute("net.1.y")[0])
+        return math.nan if place in dead else sum(place)
+
+    return CallableFitness(fitness, f"sum but {dead}")
+
+
+def test_models_without_a_score_are_in_no_greedy_soup(place: Path, tmp_path: Path) -> None:
+    models = [mg.open(name, name=name) for name in ("c", "base", "a")]
+    found = soup(models, scored_but((-1.0, 4.0), (0.5, 0.0)))
+    assert found.ingredients == (2,), "c has no score, and neither has the average of a and base"
+    told = found.as_json(["c", "base", "a"])
+    assert told["models"][0]["fitness"] is None and "undefined" in told["models"][0]["failed"]
+    assert [one["fitness"] for one in told["models"][1:]] == [0.0, 1.0]
+    with pytest.raises(RequestError, match="none of the models can be scored"):
+        soup_into(["c", "a"], scored_but((-1.0, 4.0), (1.0, 0.0)), tmp_path / "none.yaml")
+    assert not (tmp_path / "none.yaml").exists()
