@@ -225,9 +225,9 @@ def test_malformed_tables_are_refused(tmp_path):
         read_tokenizer(held | broken, "m")
 
 
-@pytest.mark.parametrize("kind", ["vocab.txt", "vocab.json", "tokenizer.model"])
+@pytest.mark.parametrize("kind", ["vocab.txt", "vocab.json"])
 def test_slow_vocabularies_are_refused_and_the_way_out_works(kind, tmp_path, capsys):
-    """A BERT of 2019, a GPT-2 of 2019, a Llama of 2023, and what the message tells to do."""
+    """A BERT of 2019, a GPT-2 of 2019, and what the message tells to do."""
     folder = tmp_path / "m"
     if kind == "vocab.txt":
         words = tiny_tokenizers.KINDS["word_piece"]()
@@ -241,7 +241,7 @@ def test_slow_vocabularies_are_refused_and_the_way_out_works(kind, tmp_path, cap
         )
         transformers.BertForMaskedLM(config).save_pretrained(folder)
         (folder / kind).write_text("".join(f"{name}\n" for name in names))
-    elif kind == "vocab.json":
+    else:
         words = tiny_tokenizers.KINDS["byte_level"]()
         config = transformers.GPT2Config(
             vocab_size=words.get_vocab_size(), n_embd=16, n_layer=1, n_head=2, n_positions=16
@@ -255,18 +255,6 @@ def test_slow_vocabularies_are_refused_and_the_way_out_works(kind, tmp_path, cap
             "added_tokens.json",
             {"<|im_start|>": words.get_vocab_size() - 2, "<|im_end|>": words.get_vocab_size() - 1},
         )
-    else:
-        spm = pytest.importorskip("sentencepiece")
-        pytest.importorskip("google.protobuf")  # transformers reads such files by both
-        folder.mkdir()
-        (tmp_path / "t.txt").write_text("\n".join(tiny_tokenizers.TEXTS))
-        spm.SentencePieceTrainer.train(
-            input=str(tmp_path / "t.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=420, model_type="bpe",
-            byte_fallback=True, minloglevel=2, hard_vocab_limit=False,
-        )  # fmt: skip
-        (folder / "tokenizer.vocab").unlink()
-        model(folder, 420)
-        write(folder, "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
     step = "trim_vocabulary: {most: 400}"
     assert run(["reshape", str(folder), str(tmp_path / "out"), step]) == 2
     told = capsys.readouterr().err
@@ -275,3 +263,28 @@ def test_slow_vocabularies_are_refused_and_the_way_out_works(kind, tmp_path, cap
     live(folder).save_pretrained(folder)
     assert run(["reshape", str(folder), str(tmp_path / "out"), step, "--no-proof"]) == 0
     agree(tmp_path / "out")
+
+
+def test_a_tokenizer_model_alone_is_read_and_written_as_tokenizer_json(tmp_path):
+    """A Llama of 2023: what it becomes cuts texts as transformers cuts them by the old file."""
+    folder = tmp_path / "m"
+    spm = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")  # transformers reads such files by both
+    folder.mkdir()
+    (tmp_path / "t.txt").write_text("\n".join(tiny_tokenizers.TEXTS))
+    spm.SentencePieceTrainer.train(
+        input=str(tmp_path / "t.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=420, model_type="bpe",
+        byte_fallback=True, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    (folder / "tokenizer.vocab").unlink()
+    model(folder, 420)
+    write(folder, "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
+    before = live(folder)
+    assert run(["reshape", str(folder), str(tmp_path / "out"), "trim_vocabulary: {most: 400}"]) == 0
+    assert not (tmp_path / "out" / "tokenizer.model").exists()
+    agree(tmp_path / "out")
+    after = live(tmp_path / "out")
+    kept = set(after.get_vocab())
+    texts = [text for text in tiny_tokenizers.TEXTS if set(before.tokenize(text)) <= kept]
+    assert texts
+    assert [after.tokenize(text) for text in texts] == [before.tokenize(text) for text in texts]
